@@ -1,0 +1,29 @@
+# `make report` runs the notebooks, `make test` checks everything, `make lab` opens JupyterLab.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
+
+.PHONY: report test lab
+
+report: $(VENV)/ready
+	@for notebook in $(NOTEBOOKS); do \
+		start=$$(date +%s); printf '%s ... ' "$$notebook"; \
+		$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level=ERROR \
+			--ExecutePreprocessor.record_timing=False "$$notebook" || exit 1; \
+		echo "done in $$(($$(date +%s) - start)) s"; \
+	done
+	@echo 'The report stands in notebooks/ with its new outputs, its figures in figures/. Read it with: make lab'
+
+test: $(VENV)/ready
+	$(BIN)/pytest --nbval
+
+lab: $(VENV)/ready
+	$(BIN)/jupyter lab --notebook-dir=. notebooks
+
+# The environment: exact versions from environment.yml, the package itself in editable mode.
+$(VENV)/ready: environment.yml pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	sed -n 's/^      - //p' environment.yml > $(VENV)/requirements.txt
+	$(BIN)/pip install --quiet --requirement $(VENV)/requirements.txt
+	touch $@

@@ -1,0 +1,149 @@
+"""One VAE, composed of an encoder and a decoder, and the builders of its two architectures."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tme_utils.gaussian import reparameterize
+
+IMAGE_SHAPE = (1, 28, 28)
+N_PIXELS = 784
+
+
+class VAE(nn.Module):
+    """A VAE with a diagonal-Gaussian posterior, a standard normal prior and one Bernoulli per pixel.
+
+    Args:
+        encoder: maps images (B, 1, 28, 28) to (B, 2 * latent_dim), mu and logvar side by side.
+        decoder: maps codes (B, latent_dim) to logits (B, 1, 28, 28).
+        latent_dim: number of latent coordinates.
+        config: what the builder was asked for; it identifies the architecture in checkpoints and tables.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, latent_dim: int, config: dict[str, Any]) -> None:
+        """Compose the two networks."""
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.latent_dim = latent_dim
+        self.config = config
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of trained scalars."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Parameters of q(z|x): (mu, logvar), each (B, latent_dim), from images (B, 1, 28, 28)."""
+        if x.shape[1:] != IMAGE_SHAPE:
+            raise ValueError(f"x must have shape (B, 1, 28, 28), got {tuple(x.shape)}")
+        mu, logvar = self.encoder(x).chunk(2, dim=1)
+        return mu, logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Logits of p(x|z), (..., 1, 28, 28), from codes (..., latent_dim)."""
+        if z.shape[-1] != self.latent_dim:
+            raise ValueError(f"z must end in latent_dim = {self.latent_dim}, got {tuple(z.shape)}")
+        logits: Tensor = self.decoder(z.reshape(-1, self.latent_dim))
+        return logits.reshape(*z.shape[:-1], *IMAGE_SHAPE)
+
+    def forward(
+        self, x: Tensor, eps: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One pass through a drawn z: (logits, mu, logvar), from images (B, 1, 28, 28)."""
+        mu, logvar = self.encode(x)
+        return self.decode(reparameterize(mu, logvar, eps, generator)), mu, logvar
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Pixel probabilities decoded from the posterior's mean, (B, 1, 28, 28); deterministic."""
+        mu, _ = self.encode(x)
+        return self.decode(mu).sigmoid()
+
+    @torch.no_grad()
+    def sample(self, n_images: int, generator: torch.Generator | None = None) -> Tensor:
+        """Pixel probabilities (n_images, 1, 28, 28) decoded from n_images draws of the prior N(0, I)."""
+        parameter = next(self.parameters())
+        device = generator.device if generator is not None else parameter.device
+        z = torch.randn(n_images, self.latent_dim, generator=generator, device=device, dtype=parameter.dtype)
+        return self.decode(z.to(parameter.device)).sigmoid()
+
+
+def _check_sizes(**sizes: int | Sequence[int]) -> None:
+    for name, size in sizes.items():
+        for value in [size] if isinstance(size, int) else size:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be made of positive integers, got {size!r}")
+
+
+def mlp_vae(latent_dim: int = 20, hidden: Sequence[int] = (400,)) -> VAE:
+    """The multi-layer perceptron VAE: linear -> ReLU -> linear, both ways.
+
+    The decoder ends in logits; the sigmoid of the last step is applied where a probability is shown, because
+    the likelihood is more exact from the logits.
+
+    Args:
+        latent_dim: number of latent coordinates.
+        hidden: sizes of the encoder's hidden layers, from the image inwards; the decoder mirrors them.
+
+    Raises:
+        ValueError: if a size is not a positive integer.
+    """
+    _check_sizes(latent_dim=latent_dim, hidden=hidden)
+    down = [N_PIXELS, *hidden]
+    encoder: list[nn.Module] = [nn.Flatten()]  # (B, 1, 28, 28) -> (B, 784)
+    for n_in, n_out in pairwise(down):
+        encoder += [nn.Linear(n_in, n_out), nn.ReLU()]
+    encoder.append(nn.Linear(down[-1], 2 * latent_dim))  # mu and logvar side by side
+
+    up = [latent_dim, *reversed(hidden)]
+    decoder: list[nn.Module] = []
+    for n_in, n_out in pairwise(up):
+        decoder += [nn.Linear(n_in, n_out), nn.ReLU()]
+    decoder += [nn.Linear(up[-1], N_PIXELS), nn.Unflatten(1, IMAGE_SHAPE)]
+
+    config = {"architecture": "mlp", "latent_dim": latent_dim, "hidden": list(hidden)}
+    return VAE(nn.Sequential(*encoder), nn.Sequential(*decoder), latent_dim, config)
+
+
+def conv_vae(latent_dim: int = 20, channels: tuple[int, int] = (16, 32), hidden: int = 256) -> VAE:
+    """The convolutional VAE: strided convolutions down, a dense layer, transposed convolutions up.
+
+    Kernels are 4 by 4 with stride 2 and padding 1: each halves or doubles the side exactly, and every output
+    pixel of a transposed convolution is covered by the same number of kernel taps, which avoids checkerboards.
+
+    Args:
+        latent_dim: number of latent coordinates.
+        channels: channels at 14 by 14 and at 7 by 7.
+        hidden: size of the dense layer between the feature maps and the code.
+
+    Raises:
+        ValueError: if a size is not a positive integer.
+    """
+    _check_sizes(latent_dim=latent_dim, channels=channels, hidden=hidden)
+    c1, c2 = channels
+    encoder = nn.Sequential(
+        nn.Conv2d(1, c1, 4, stride=2, padding=1),  # 28 -> 14
+        nn.ReLU(),
+        nn.Conv2d(c1, c2, 4, stride=2, padding=1),  # 14 -> 7
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(c2 * 7 * 7, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, 2 * latent_dim),  # mu and logvar side by side
+    )
+    decoder = nn.Sequential(
+        nn.Linear(latent_dim, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, c2 * 7 * 7),
+        nn.ReLU(),
+        nn.Unflatten(1, (c2, 7, 7)),
+        nn.ConvTranspose2d(c2, c1, 4, stride=2, padding=1),  # 7 -> 14
+        nn.ReLU(),
+        nn.ConvTranspose2d(c1, 1, 4, stride=2, padding=1),  # 14 -> 28
+    )
+    config = {"architecture": "conv", "latent_dim": latent_dim, "channels": list(channels), "hidden": hidden}
+    return VAE(encoder, decoder, latent_dim, config)

@@ -1,0 +1,358 @@
+"""Training and evaluation: one recipe for every model of the report.
+
+The recipe: Adam with betas (0.9, 0.95), batches of 128 images, a learning rate that rises linearly to
+``max_lr`` over the first tenth of the steps and then falls linearly to zero. It was chosen on the validation
+split by ``python -m benchmarks.recipe``, whose table is ``figures/02_recipe.csv``.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from tme_utils import paths
+from tme_utils.elbo import ElboTerms, check_images, elbo_terms
+
+BATCH_SIZE = 128
+MAX_LR = 8e-3
+BETAS = (0.9, 0.95)
+WARM_UP = 0.1  # share of the steps
+N_CURVE = 10_000  # images of each set that are evaluated after every epoch, for the curves
+
+
+class Probes(NamedTuple):
+    """What the snapshots show after every epoch: fixed images, and fixed draws of the prior.
+
+    ``train`` and ``held_out`` are images (n, 1, 28, 28); ``z`` holds draws of the prior, (m, latent_dim).
+    """
+
+    train: Tensor
+    held_out: Tensor
+    z: Tensor
+
+
+@dataclass
+class History:
+    """What :func:`fit` saw, from epoch 0 (before any training) on.
+
+    Attributes:
+        rows: a dict for each epoch, with ``epoch``, ``seconds`` (of training so far) and ``train_recon``,
+            ``train_kl``, ``train_neg_elbo``, ``held_out_recon``, ``held_out_kl``, ``held_out_neg_elbo`` in
+            nats per image, each over the first 10,000 images of its set, with the same noise at every epoch.
+        snapshots: pixel probabilities by epoch, (n_epochs + 1, n, 1, 28, 28), of ``train`` and ``held_out``
+            (reconstructions) and ``prior`` (images decoded from the same draws); empty without probes.
+        interrupted: whether the training was stopped before its last epoch.
+    """
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    snapshots: dict[str, Tensor] = field(default_factory=dict)
+    interrupted: bool = False
+
+
+def best_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator if accelerator is not None else torch.device("cpu")
+
+
+@contextmanager
+def _on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Lend the model to ``device`` and bring it back, whatever happens."""
+    home = next(model.parameters()).device
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)
+
+
+@torch.no_grad()
+def evaluate(model: Any, x: Tensor, *, seed: int = 0, batch_size: int = 1000) -> ElboTerms:
+    """Both terms of the negative ELBO for every image, z drawn from q(z|x), not replaced by its mean.
+
+    The average over the set is ``evaluate(model, x).averages()``: the sum over the images divided by their
+    number, whatever the batch size.
+
+    Args:
+        model: a VAE.
+        x: images, (N, 1, 28, 28), in [0, 1].
+        seed: of the noise; the same seed gives the same noise on every device.
+        batch_size: images at once; it changes neither the noise nor the result.
+
+    Returns:
+        ``ElboTerms(recon, kl)``, each (N,), on the CPU, in nats per image.
+
+    Raises:
+        ValueError: if x is empty, or not made of images in [0, 1].
+    """
+    check_images(x)
+    if len(x) == 0:
+        raise ValueError("x holds no image to evaluate")
+    device = best_device()
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    was_training = model.training
+    model.eval()
+    with _on_device(model, device):
+        for batch in x.split(batch_size):
+            eps = torch.randn(len(batch), model.latent_dim, generator=generator, dtype=x.dtype)
+            parts.append(elbo_terms(model, batch.to(device), eps=eps.to(device)))
+    model.train(was_training)
+    return ElboTerms(recon=torch.cat([p.recon for p in parts]).cpu(), kl=torch.cat([p.kl for p in parts]).cpu())
+
+
+def learning_rate(step: int, n_steps: int, max_lr: float = MAX_LR) -> float:
+    """Learning rate of a step: linear from 0 to ``max_lr`` over the warm-up, then linear to 0 at ``n_steps``."""
+    warm_up = max(1.0, WARM_UP * n_steps)
+    return max_lr * min((step + 1) / warm_up, (n_steps - step) / max(1.0, n_steps - warm_up))
+
+
+def fit(
+    model: Any,
+    x_train: Tensor,
+    x_held_out: Tensor,
+    n_epochs: int,
+    *,
+    beta: float = 1.0,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    max_lr: float = MAX_LR,
+    betas: tuple[float, float] = BETAS,
+    binarised: bool = False,
+    probes: Probes | None = None,
+    on_epoch: Callable[[History], None] | None = None,
+    progress: bool = True,
+) -> History:
+    """Train the model in place by the recipe of this module, on the accelerator if there is one.
+
+    Ctrl-C stops it early: the model keeps what it has learnt and the history ends with the last whole epoch.
+
+    Args:
+        model: a VAE; it comes back to the device it was on.
+        x_train: training images, (N, 1, 28, 28), in [0, 1].
+        x_held_out: images for the second curve; they decide nothing.
+        n_epochs: passes over the training images; the learning rate reaches zero at the last step.
+        beta: weight of the KL term; 1 is the ELBO.
+        seed: of the order of the images, the noise and the binarisation; the initial weights are the caller's.
+        batch_size: images in a step; the last batch of an epoch may be smaller.
+        max_lr: highest learning rate.
+        betas: Adam's decay rates of the two moments.
+        binarised: train on images binarised anew at every epoch instead of grey levels.
+        probes: what to take snapshots of, at epoch 0 and after every epoch.
+        on_epoch: called with the history so far, at epoch 0 and after every epoch.
+        progress: show a progress bar.
+
+    Returns:
+        The history of the training.
+
+    Raises:
+        ValueError: for images outside [0, 1] or of another shape, no image, or a setting out of its range.
+        FloatingPointError: as soon as the loss is not finite, naming the epoch and the step.
+    """
+    check_images(x_train)
+    check_images(x_held_out)
+    for name, value, accepted in [
+        ("x_train", len(x_train), len(x_train) > 0),
+        ("x_held_out", len(x_held_out), len(x_held_out) > 0),
+        ("n_epochs", n_epochs, n_epochs >= 0),
+        ("batch_size", batch_size, batch_size >= 1),
+        ("max_lr", max_lr, max_lr > 0),
+        ("beta", beta, beta >= 0),
+    ]:
+        if not accepted:
+            raise ValueError(f"{name} is too small: got {value}")
+
+    device = best_device()
+    generator = torch.Generator(device).manual_seed(seed)
+    steps_per_epoch = -(-len(x_train) // batch_size)
+    n_steps = n_epochs * steps_per_epoch
+    history = History()
+    seconds = 0.0
+    model.train()
+    with _on_device(model, device), tqdm(total=n_steps, unit="step", mininterval=0.5, disable=not progress) as bar:
+        x_train_there = x_train.to(device)
+        optimizer = torch.optim.Adam(model.parameters(), lr=max_lr, betas=betas, fused=True)
+        try:
+            for epoch in range(n_epochs + 1):  # epoch 0 only looks
+                start = time.perf_counter()
+                if epoch > 0:
+                    order = torch.randperm(len(x_train), generator=generator, device=device)
+                    for i, index in enumerate(order.split(batch_size)):
+                        step = (epoch - 1) * steps_per_epoch + i
+                        optimizer.param_groups[0]["lr"] = learning_rate(step, n_steps, max_lr)
+                        x = x_train_there[index]
+                        if binarised:
+                            x = torch.bernoulli(x, generator=generator)
+                        loss = elbo_terms(model, x, generator=generator).loss(beta)
+                        if not torch.isfinite(loss):
+                            raise FloatingPointError(
+                                f"epoch {epoch}, step {i + 1} of {steps_per_epoch}: the loss is {loss.item()}; "
+                                f"a smaller max_lr than {max_lr} may help"
+                            )
+                        optimizer.zero_grad()
+                        loss.backward()
+                        optimizer.step()
+                        bar.update()
+                    seconds += time.perf_counter() - start
+                _record(history, model, epoch, seconds, x_train, x_held_out, probes, seed)
+                bar.set_description(f"test −ELBO {history.rows[-1]['held_out_neg_elbo']:.1f} nats", refresh=False)
+                if on_epoch is not None:
+                    on_epoch(history)
+        except KeyboardInterrupt:
+            history.interrupted = True
+    return history
+
+
+def _record(
+    history: History,
+    model: Any,
+    epoch: int,
+    seconds: float,
+    x_train: Tensor,
+    x_held_out: Tensor,
+    probes: Probes | None,
+    seed: int,
+) -> None:
+    """Append the state of the model after ``epoch`` to the history."""
+    row = {"epoch": epoch, "seconds": seconds}
+    for name, x in [("train", x_train), ("held_out", x_held_out)]:
+        averages = evaluate(model, x[:N_CURVE], seed=seed).averages()
+        row |= {f"{name}_{term}": value for term, value in averages.items()}
+    if probes is not None:
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            images = {
+                "train": model.reconstruct(probes.train.to(device)),
+                "held_out": model.reconstruct(probes.held_out.to(device)),
+                "prior": model.decode(probes.z.to(device)).sigmoid(),
+            }
+        for name, probs in images.items():
+            probs = probs.cpu().unsqueeze(0)
+            earlier = history.snapshots.get(name)
+            history.snapshots[name] = probs if earlier is None else torch.cat([earlier, probs])
+    history.rows.append(row)  # last, so that a stop in the middle leaves rows and snapshots of one length
+
+
+def save_checkpoint(path: Path | str, model: Any, settings: dict[str, Any], history: History) -> None:
+    """Write weights, settings and history to one safetensors file, moved into place when complete.
+
+    Args:
+        path: file to write.
+        model: its ``state_dict`` is stored.
+        settings: JSON-serialisable; what was asked for, compared when loading.
+        history: its rows are stored as they are, its snapshots in 256 grey levels.
+    """
+    tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
+    for name, probs in history.snapshots.items():
+        tensors[f"snapshots.{name}"] = (probs * 255).round().to(torch.uint8)
+    metadata = {"settings": json.dumps(settings, sort_keys=True), "history": json.dumps(history.rows)}
+    with paths.atomic_write(path) as partial:
+        safetensors.torch.save_file(tensors, partial, metadata=metadata)
+
+
+def load_checkpoint(path: Path | str, model: Any, settings: dict[str, Any]) -> History:
+    """Load weights into the model from a file of :func:`save_checkpoint`.
+
+    Args:
+        path: file to read; a safetensors file holds tensors and text, so that nothing in it is executed.
+        model: of the architecture that was saved.
+        settings: what the caller asks for; must equal what the file was saved with.
+
+    Returns:
+        The history of its training.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, was made by something else, or holds another model.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); delete it to train again, "
+            "or restore it with `git checkout`"
+        ) from error
+    saved = metadata.get("settings")
+    if saved != json.dumps(settings, sort_keys=True):
+        raise ValueError(f"{path} holds {saved}, not {json.dumps(settings, sort_keys=True)}")
+    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the model: {error}") from error
+    snapshots = {
+        name.removeprefix("snapshots."): t.float() / 255 for name, t in tensors.items() if name.startswith("snapshots.")
+    }
+    return History(rows=json.loads(metadata.get("history", "[]")), snapshots=snapshots)
+
+
+def load_or_train(
+    build: Callable[[], Any],
+    x_train: Tensor,
+    x_held_out: Tensor,
+    n_epochs: int,
+    *,
+    seed: int = 0,
+    beta: float = 1.0,
+    binarised: bool = False,
+    folder: Path | str = paths.CHECKPOINTS,
+    **options: Any,
+) -> tuple[Any, History]:
+    """The model that these settings define: loaded if its checkpoint exists, else trained and saved.
+
+    The file's name ends in a digest of all that was asked for (architecture, sizes, epochs, seed, the recipe and
+    the number of images), so a changed setting never finds the weights of another.
+
+    Args:
+        build: makes the untrained model; called with the seed set, so that it fixes the initial weights too.
+        x_train: training images, as for :func:`fit`.
+        x_held_out: images for the second curve, as for :func:`fit`.
+        n_epochs: passes over the training images.
+        seed: of the initial weights and of the training.
+        beta: weight of the KL term.
+        binarised: train on dynamically binarised images.
+        folder: where the checkpoints are.
+        **options: those arguments of :func:`fit` that do not change what is learnt (probes, on_epoch, progress).
+
+    Returns:
+        (model, history). A training stopped by Ctrl-C is returned but not saved.
+
+    Raises:
+        ValueError: if the checkpoint is damaged or holds something else.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build()
+    settings = model.config | {
+        "n_epochs": n_epochs,
+        "seed": seed,
+        "beta": beta,
+        "binarised": binarised,
+        "n_images": len(x_train),
+        "recipe": {"batch_size": BATCH_SIZE, "max_lr": MAX_LR, "betas": list(BETAS), "warm_up": WARM_UP},
+    }
+    path = Path(folder) / checkpoint_name(settings)
+    if path.exists():
+        return model, load_checkpoint(path, model, settings)
+    history = fit(model, x_train, x_held_out, n_epochs, seed=seed, beta=beta, binarised=binarised, **options)
+    if not history.interrupted:
+        save_checkpoint(path, model, settings, history)
+    return model, history
+
+
+def checkpoint_name(settings: dict[str, Any]) -> str:
+    """File name for these settings: readable in front, a digest of them all behind."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{settings['architecture']}_z{settings['latent_dim']}_{digest}.safetensors"
