@@ -68,21 +68,19 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
 
     Args:
         logits: (..., 1, 28, 28).
-        x: images in [0, 1], of the same shape or one that broadcasts to it.
+        x: images in [0, 1], of the same shape, or one that broadcasts with it.
 
     Returns:
         Log-probabilities in nats, (...): one for each image, summed over its pixels.
 
     Raises:
-        ValueError: if x does not broadcast to the shape of the logits.
+        ValueError: if the shapes do not broadcast.
     """
     if x.shape != logits.shape:
         try:
-            x = x.expand_as(logits)
+            logits, x = torch.broadcast_tensors(logits, x)
         except RuntimeError:
-            raise ValueError(
-                f"x {tuple(x.shape)} does not broadcast to the logits {tuple(logits.shape)}; both end in (1, 28, 28)"
-            ) from None
+            raise ValueError(f"logits {tuple(logits.shape)} and x {tuple(x.shape)} do not broadcast") from None
     return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(dim=(-3, -2, -1))
 
 

@@ -74,7 +74,7 @@ class VAE(nn.Module):
 
 def _check_sizes(**sizes: int | Sequence[int]) -> None:
     for name, size in sizes.items():
-        for value in [size] if isinstance(size, int) else size:
+        for value in size if isinstance(size, Sequence) else [size]:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be made of positive integers, got {size!r}")
 

@@ -69,6 +69,8 @@ def image_rows(rows: Mapping[str, Any], title: str = "") -> Figure:
     """One labelled row of images (N, 1, 28, 28) for each entry, such as originals above reconstructions."""
     stacks = [np.asarray(images) for images in rows.values()]
     n_columns = len(stacks[0])
+    if any(len(stack) != n_columns for stack in stacks):
+        raise ValueError(f"every row must hold as many images, got {[len(stack) for stack in stacks]}")
     with plt.rc_context(STYLE):
         fig, ax = plt.subplots(figsize=(1.6 + 0.48 * n_columns, 0.5 + 0.48 * len(rows)))
         draw_tiles(ax, np.concatenate(stacks), n_columns, list(rows), title)
@@ -141,20 +143,16 @@ def training_curves(rows: Sequence[Mapping[str, float]], floor: float, baseline:
             ax.set(xlabel="epoch", ylabel="nats per image", title=name)
             ax.xaxis.get_major_locator().set_params(integer=True)
         axes[0].set_ylim(floor - 12, baseline + 25)
-        for value, text in [(floor, f"entropy floor {floor:.1f}"), (baseline, f"mean image {baseline:.1f}")]:
+        for value, text, shift in [(floor, "entropy floor", 5), (baseline, "mean image", -15)]:
             axes[0].axhline(value, color=COLOURS["reference"], linestyle=":", linewidth=1.5)
-            axes[0].annotate(text, (epochs[-1], value), (0, 4), textcoords="offset points", ha="right", fontsize=11)
+            label, place = f"{text} {value:.1f}", (epochs[-1], value)
+            axes[0].annotate(label, place, (0, shift), textcoords="offset points", ha="right", fontsize=11)
         values = [row[f"{split}_neg_elbo"] for row in later for split in ("train", "held_out")]
         margin = 0.06 * (max(values) - min(values)) + 0.1
         axes[2].set_ylim(min(values) - margin, max(values) + margin)
         for ax, term in [(axes[0], "recon"), (axes[2], "neg_elbo")]:
-            ax.annotate(
-                f"epoch {epochs[0]}: {rows[0][f'held_out_{term}']:.0f} ↑",
-                (0.03, 0.93 if ax is axes[2] else 0.99),
-                xycoords="axes fraction",
-                va="top",
-                fontsize=11,
-            )
+            above = f"epoch {epochs[0]}: {rows[0][f'held_out_{term}']:.0f}, above the axis"
+            ax.annotate(above, (0.99, 1.0), xycoords="axes fraction", ha="right", va="top", fontsize=11)
         axes[1].legend(loc="lower right")
     return fig
 
@@ -176,16 +174,12 @@ def progress_panel(rows: Sequence[Mapping[str, float]], snapshots: Mapping[str, 
         left.set(xlabel="epoch", ylabel="nats per image", title=f"−ELBO: test {shown[-1]['held_out_neg_elbo']:.1f}")
         left.xaxis.get_major_locator().set_params(integer=True)
         left.legend()
-        rows_of_images = {
-            "train x": probes.train,
-            "rebuilt": snapshots["train"][-1],
-            "test x": probes.held_out,
-            "rebuilt ": snapshots["held_out"][-1],
-            "prior": snapshots["prior"][-1],
-        }
-        n_columns = min(len(images) for images in rows_of_images.values())
-        images = np.concatenate([np.asarray(images[:n_columns]) for images in rows_of_images.values()])
-        draw_tiles(right, images, n_columns, list(rows_of_images), f"epoch {rows[-1]['epoch']}")
+        labels = ["train x", "rebuilt", "test x", "rebuilt", "generated"]
+        last = {name: images[-1] for name, images in snapshots.items()}
+        stacks = [probes.train, last["train"], probes.held_out, last["held_out"], last["prior"]]
+        n_columns = min(len(images) for images in stacks)
+        images = np.concatenate([np.asarray(images[:n_columns]) for images in stacks])
+        draw_tiles(right, images, n_columns, labels, f"epoch {rows[-1]['epoch']}")
     return fig
 
 
@@ -204,21 +198,35 @@ def latent_scatter(ax: Axes, mu: Any, y: Any, axis_names: Sequence[str] = ("$z_1
     palette = sns.color_palette("colorblind", 10)
     # Drawn in one call, in the file's order, so that no class is painted over all the others.
     ax.scatter(mu[:, 0], mu[:, 1], c=np.array(palette)[y], s=4, alpha=0.5, linewidths=0, rasterized=True)
-    for label in range(10):
-        centre = np.median(mu[y == label], axis=0)
-        text = ax.text(centre[0], centre[1], str(label), fontsize=15, fontweight="bold", ha="center", va="center")
-        text.set_bbox({"facecolor": palette[label], "edgecolor": "black", "boxstyle": "circle,pad=0.2", "alpha": 0.85})
+    labels = np.unique(y)
+    for label, centre in zip(labels, _apart([np.median(mu[y == label], axis=0) for label in labels]), strict=True):
+        text = ax.text(centre[0], centre[1], str(label), fontsize=14, fontweight="bold", ha="center", va="center")
+        text.set_bbox({"facecolor": palette[label], "edgecolor": "black", "boxstyle": "circle,pad=0.2", "alpha": 0.9})
     for mass in (0.5, 0.95, 0.999):  # radius within which the 2-D standard normal has this mass
         radius = np.sqrt(-2 * np.log(1 - mass))
         ax.add_patch(Circle((0, 0), radius, fill=False, color=COLOURS["reference"], linestyle="--", linewidth=1.2))
-        ax.annotate(f"{mass:.1%}".replace(".0%", "%"), (0, radius), fontsize=10, ha="center", va="bottom")
+        diagonal = -radius * np.sqrt(0.5)
+        text = ax.text(diagonal, diagonal, f"{100 * mass:g} %", fontsize=10, ha="center", va="center")
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "boxstyle": "round,pad=0.1", "alpha": 0.8})
     limit = max(4.0, float(np.abs(mu).max()) * 1.02)
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel=axis_names[0], ylabel=axis_names[1])
+
+
+def _apart(centres: Sequence[npt.ArrayLike], distance: float = 0.6) -> npt.NDArray[np.floating]:
+    """Push points (n, 2) that are closer than ``distance`` away from one another, so that their names stay legible."""
+    points = np.array(centres, dtype=float)
+    for _ in range(200):
+        gap = points[:, None] - points
+        length = np.linalg.norm(gap, axis=-1, keepdims=True)
+        points = points + np.where(length < distance, 0.1 * gap / np.maximum(length, 1e-9), 0).sum(axis=1)
+    return points
 
 
 def draw_manifold(ax: Axes, images: Any, title: str = "") -> None:
     """Draw decoded grid images (n, n, 1, 28, 28) as one picture; the first index is z_2, upwards as in a plot."""
     images = np.asarray(images)
+    if images.ndim != 5 or images.shape[2:] != (1, 28, 28):
+        raise ValueError(f"need a grid of images (n, n, 1, 28, 28), got {images.shape}")
     draw_tiles(ax, images[::-1].reshape(-1, 1, 28, 28), images.shape[1], title=title)
     ax.set(xlabel="$z_1$, in quantiles of the prior →", ylabel="$z_2$, in quantiles of the prior →")
 
@@ -234,7 +242,7 @@ def save_figure(fig: Figure, name: str) -> Path:
 def to_png(fig: Figure, dpi: int = 100) -> bytes:
     """The figure as PNG bytes; the figure is closed."""
     buffer = io.BytesIO()
-    with plt.rc_context(STYLE):
+    with plt.rc_context(STYLE | {"savefig.bbox": None}):  # not cropped: the frames of a film have one size
         fig.savefig(buffer, format="png", dpi=dpi)
     plt.close(fig)
     return buffer.getvalue()
@@ -250,9 +258,7 @@ def save_gif(frames: Sequence[bytes], name: str, seconds: float = 0.6) -> Path:
     """
     if not frames:
         raise ValueError("a GIF needs at least one frame")
-    images = [Image.open(io.BytesIO(frame)).convert("L") for frame in frames]
-    width, height = (min(sizes) for sizes in zip(*(image.size for image in images), strict=True))
-    images = [image.crop((0, 0, width, height)) for image in images]
+    images = [Image.open(io.BytesIO(frame)).convert("RGB").quantize(64) for frame in frames]
     durations = [int(1000 * seconds)] * (len(images) - 1) + [int(1000 * seconds) + 2000]
     path = paths.figures_dir() / f"{name}.gif"
     with paths.atomic_write(path) as partial:

@@ -7,6 +7,7 @@ split by ``python -m benchmarks.recipe``, whose table is ``figures/02_recipe.csv
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from tme_utils import paths
 from tme_utils.elbo import ElboTerms, check_images, elbo_terms
 
 BATCH_SIZE = 128
-MAX_LR = 8e-3
+MAX_LR = 4e-3
 BETAS = (0.9, 0.95)
 WARM_UP = 0.1  # share of the steps
 N_CURVE = 10_000  # images of each set that are evaluated after every epoch, for the curves
@@ -99,13 +100,13 @@ def evaluate(model: Any, x: Tensor, *, seed: int = 0, batch_size: int = 1000) ->
     if len(x) == 0:
         raise ValueError("x holds no image to evaluate")
     device = best_device()
-    generator = torch.Generator().manual_seed(seed)
+    # All the noise in one call: torch fills tensors in blocks of 16 numbers, so draws by batch depend on its size.
+    noise = torch.randn(len(x), model.latent_dim, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
     parts = []
     was_training = model.training
     model.eval()
     with _on_device(model, device):
-        for batch in x.split(batch_size):
-            eps = torch.randn(len(batch), model.latent_dim, generator=generator, dtype=x.dtype)
+        for batch, eps in zip(x.split(batch_size), noise.split(batch_size), strict=True):
             parts.append(elbo_terms(model, batch.to(device), eps=eps.to(device)))
     model.train(was_training)
     return ElboTerms(recon=torch.cat([p.recon for p in parts]).cpu(), kl=torch.cat([p.kl for p in parts]).cpu())
@@ -195,22 +196,28 @@ def fit(
                             x = torch.bernoulli(x, generator=generator)
                         loss = elbo_terms(model, x, generator=generator).loss(beta)
                         if not torch.isfinite(loss):
-                            raise FloatingPointError(
-                                f"epoch {epoch}, step {i + 1} of {steps_per_epoch}: the loss is {loss.item()}; "
-                                f"a smaller max_lr than {max_lr} may help"
-                            )
+                            raise _not_finite(epoch, i + 1, steps_per_epoch, loss.item(), max_lr)
                         optimizer.zero_grad()
                         loss.backward()
                         optimizer.step()
                         bar.update()
                     seconds += time.perf_counter() - start
                 _record(history, model, epoch, seconds, x_train, x_held_out, probes, seed)
+                reached = history.rows[-1]["train_neg_elbo"]
+                if not math.isfinite(reached):  # the last step's damage, which no later step would meet
+                    raise _not_finite(epoch, steps_per_epoch, steps_per_epoch, reached, max_lr)
                 bar.set_description(f"test −ELBO {history.rows[-1]['held_out_neg_elbo']:.1f} nats", refresh=False)
                 if on_epoch is not None:
                     on_epoch(history)
         except KeyboardInterrupt:
             history.interrupted = True
     return history
+
+
+def _not_finite(epoch: int, step: int, n_steps: int, loss: float, max_lr: float) -> FloatingPointError:
+    return FloatingPointError(
+        f"epoch {epoch}, step {step} of {n_steps}: the loss is {loss}; a smaller max_lr than {max_lr} may help"
+    )
 
 
 def _record(
@@ -308,7 +315,9 @@ def load_or_train(
     beta: float = 1.0,
     binarised: bool = False,
     folder: Path | str = paths.CHECKPOINTS,
-    **options: Any,
+    probes: Probes | None = None,
+    on_epoch: Callable[[History], None] | None = None,
+    progress: bool = True,
 ) -> tuple[Any, History]:
     """The model that these settings define: loaded if its checkpoint exists, else trained and saved.
 
@@ -324,7 +333,9 @@ def load_or_train(
         beta: weight of the KL term.
         binarised: train on dynamically binarised images.
         folder: where the checkpoints are.
-        **options: those arguments of :func:`fit` that do not change what is learnt (probes, on_epoch, progress).
+        probes: as for :func:`fit`. What changes what is learnt is an argument above or part of the one recipe.
+        on_epoch: as for :func:`fit`.
+        progress: as for :func:`fit`.
 
     Returns:
         (model, history). A training stopped by Ctrl-C is returned but not saved.
@@ -346,7 +357,18 @@ def load_or_train(
     path = Path(folder) / checkpoint_name(settings)
     if path.exists():
         return model, load_checkpoint(path, model, settings)
-    history = fit(model, x_train, x_held_out, n_epochs, seed=seed, beta=beta, binarised=binarised, **options)
+    history = fit(
+        model,
+        x_train,
+        x_held_out,
+        n_epochs,
+        beta=beta,
+        seed=seed,
+        binarised=binarised,
+        probes=probes,
+        on_epoch=on_epoch,
+        progress=progress,
+    )
     if not history.interrupted:
         save_checkpoint(path, model, settings, history)
     return model, history
@@ -356,3 +378,21 @@ def checkpoint_name(settings: dict[str, Any]) -> str:
     """File name for these settings: readable in front, a digest of them all behind."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     return f"{settings['architecture']}_z{settings['latent_dim']}_{digest}.safetensors"
+
+
+def check_band(name: str, value: float, centre: float, margin: float) -> None:
+    """Assert that a trained number lies in its band, and print the band, which is the same on every machine.
+
+    Args:
+        name: what the number is, with its unit or not.
+        value: the number measured.
+        centre: middle of the band.
+        margin: half its width, wide for other seeds and machines, narrow for a broken model.
+
+    Raises:
+        AssertionError: if the value is outside, or is not a number.
+    """
+    band = f"{name}: within {centre} ± {margin}"
+    if not abs(value - centre) <= margin:  # written so that NaN fails too
+        raise AssertionError(f"not {band}, got {value:.4f}")
+    print(band)

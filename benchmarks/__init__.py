@@ -1,0 +1,1 @@
+"""Measurements that notebooks quote but do not repeat: the search for the recipe, and speed."""

@@ -1,0 +1,55 @@
+"""The search for the training recipe, on the validation split: ``python -m benchmarks.recipe``.
+
+Models train on the first 50,000 images and are scored on the 10,000 set aside; the test images are not loaded.
+Rows go to ``figures/02_recipe.csv``; those already there are not computed again.
+"""
+
+import argparse
+import csv
+import itertools
+
+import torch
+
+from tme_utils import models, paths, training
+from tme_utils.data import load_mnist
+
+BUILDERS = {"mlp": models.mlp_vae, "conv": models.conv_vae}
+SETTINGS = [(4e-3, 0.95), (2e-3, 0.95), (8e-3, 0.95), (4e-3, 0.999)]  # max_lr, beta2
+SEEDS = [0, 1]
+N_EPOCHS = 10
+FIELDS = ["architecture", "max_lr", "beta2", "seed", "n_epochs", "validation_neg_elbo", "train_neg_elbo"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Search the training recipe on the validation split.")
+    parser.add_argument("architectures", nargs="*", default=list(BUILDERS), help="mlp, conv or both (default)")
+    architectures = parser.parse_args().architectures
+    if unknown := set(architectures) - set(BUILDERS):
+        parser.error(f"unknown architecture {', '.join(unknown)}; accepted: {', '.join(BUILDERS)}")
+
+    table = paths.figures_dir() / "02_recipe.csv"
+    if not table.exists():
+        table.write_text(",".join(FIELDS) + "\n")
+    with table.open() as file:
+        done = {tuple(row[name] for name in FIELDS[:4]) for row in csv.DictReader(file)}
+    x_train, x_validation = load_mnist("train").x, load_mnist("validation").x
+    for architecture in architectures:
+        for seed, (max_lr, beta2) in itertools.product(SEEDS, SETTINGS):
+            setting = (architecture, str(max_lr), str(beta2), str(seed))
+            if setting in done:
+                continue
+            torch.manual_seed(seed)
+            model = BUILDERS[architecture](latent_dim=20)
+            training.fit(
+                model, x_train, x_validation[:1], N_EPOCHS, seed=seed, max_lr=max_lr, betas=(0.9, beta2), progress=False
+            )
+            validation = training.evaluate(model, x_validation).averages()["neg_elbo"]
+            train = training.evaluate(model, x_train).averages()["neg_elbo"]
+            row = ",".join([*setting, str(N_EPOCHS), f"{validation:.3f}", f"{train:.3f}"])
+            with table.open("a") as file:
+                file.write(row + "\n")
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
