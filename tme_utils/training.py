@@ -5,23 +5,17 @@ The recipe: Adam with betas (0.9, 0.95), batches of 128 images, a learning rate 
 split by ``python -m benchmarks.recipe``, whose table is ``figures/02_recipe.csv``.
 """
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from tme_utils import paths
 from tme_utils.elbo import ElboTerms, check_images, elbo_terms
 
 BATCH_SIZE = 128
@@ -176,9 +170,9 @@ def fit(
     device = best_device()
     generator = torch.Generator(device).manual_seed(seed)
     steps_per_epoch = -(-len(x_train) // batch_size)
-    n_steps = n_epochs * steps_per_epoch
     history = History()
-    seconds = 0.0
+    step, seconds = 0, 0.0
+    n_steps = n_epochs * steps_per_epoch
     model.train()
     with _on_device(model, device), tqdm(total=n_steps, unit="step", mininterval=0.5, disable=not progress) as bar:
         x_train_there = x_train.to(device)
@@ -188,25 +182,23 @@ def fit(
                 start = time.perf_counter()
                 if epoch > 0:
                     order = torch.randperm(len(x_train), generator=generator, device=device)
-                    for i, index in enumerate(order.split(batch_size)):
-                        step = (epoch - 1) * steps_per_epoch + i
+                    for index in order.split(batch_size):
                         optimizer.param_groups[0]["lr"] = learning_rate(step, n_steps, max_lr)
                         x = x_train_there[index]
                         if binarised:
                             x = torch.bernoulli(x, generator=generator)
                         loss = elbo_terms(model, x, generator=generator).loss(beta)
-                        if not torch.isfinite(loss):
-                            raise _not_finite(epoch, i + 1, steps_per_epoch, loss.item(), max_lr)
+                        _check_finite(loss.item(), step, steps_per_epoch, max_lr)
                         optimizer.zero_grad()
                         loss.backward()
                         optimizer.step()
+                        step += 1
                         bar.update()
                     seconds += time.perf_counter() - start
                 _record(history, model, epoch, seconds, x_train, x_held_out, probes, seed)
-                reached = history.rows[-1]["train_neg_elbo"]
-                if not math.isfinite(reached):  # the last step's damage, which no later step would meet
-                    raise _not_finite(epoch, steps_per_epoch, steps_per_epoch, reached, max_lr)
-                bar.set_description(f"test −ELBO {history.rows[-1]['held_out_neg_elbo']:.1f} nats", refresh=False)
+                # What the last step broke, no later step would meet.
+                _check_finite(history.rows[-1]["train_neg_elbo"], max(0, step - 1), steps_per_epoch, max_lr)
+                bar.set_description(f"held-out −ELBO {history.rows[-1]['held_out_neg_elbo']:.1f} nats", refresh=False)
                 if on_epoch is not None:
                     on_epoch(history)
         except KeyboardInterrupt:
@@ -214,10 +206,13 @@ def fit(
     return history
 
 
-def _not_finite(epoch: int, step: int, n_steps: int, loss: float, max_lr: float) -> FloatingPointError:
-    return FloatingPointError(
-        f"epoch {epoch}, step {step} of {n_steps}: the loss is {loss}; a smaller max_lr than {max_lr} may help"
-    )
+def _check_finite(loss: float, step: int, steps_per_epoch: int, max_lr: float) -> None:
+    if not math.isfinite(loss):
+        epoch, i = divmod(step, steps_per_epoch)
+        raise FloatingPointError(
+            f"epoch {epoch + 1}, step {i + 1} of {steps_per_epoch}: the loss is {loss}; "
+            f"a smaller max_lr than {max_lr} may help"
+        )
 
 
 def _record(
@@ -237,147 +232,19 @@ def _record(
         row |= {f"{name}_{term}": value for term, value in averages.items()}
     if probes is not None:
         device = next(model.parameters()).device
+        model.eval()
         with torch.no_grad():
             images = {
                 "train": model.reconstruct(probes.train.to(device)),
                 "held_out": model.reconstruct(probes.held_out.to(device)),
                 "prior": model.decode(probes.z.to(device)).sigmoid(),
             }
+        model.train()
         for name, probs in images.items():
             probs = probs.cpu().unsqueeze(0)
             earlier = history.snapshots.get(name)
             history.snapshots[name] = probs if earlier is None else torch.cat([earlier, probs])
     history.rows.append(row)  # last, so that a stop in the middle leaves rows and snapshots of one length
-
-
-def save_checkpoint(path: Path | str, model: Any, settings: dict[str, Any], history: History) -> None:
-    """Write weights, settings and history to one safetensors file, moved into place when complete.
-
-    Args:
-        path: file to write.
-        model: its ``state_dict`` is stored.
-        settings: JSON-serialisable; what was asked for, compared when loading.
-        history: its rows are stored as they are, its snapshots in 256 grey levels.
-    """
-    tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
-    for name, probs in history.snapshots.items():
-        tensors[f"snapshots.{name}"] = (probs * 255).round().to(torch.uint8)
-    metadata = {"settings": json.dumps(settings, sort_keys=True), "history": json.dumps(history.rows)}
-    with paths.atomic_write(path) as partial:
-        safetensors.torch.save_file(tensors, partial, metadata=metadata)
-
-
-def load_checkpoint(path: Path | str, model: Any, settings: dict[str, Any]) -> History:
-    """Load weights into the model from a file of :func:`save_checkpoint`.
-
-    Args:
-        path: file to read; a safetensors file holds tensors and text, so that nothing in it is executed.
-        model: of the architecture that was saved.
-        settings: what the caller asks for; must equal what the file was saved with.
-
-    Returns:
-        The history of its training.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, was made by something else, or holds another model.
-    """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a whole safetensors file ({error}); delete it to train again, "
-            "or restore it with `git checkout`"
-        ) from error
-    saved = metadata.get("settings")
-    if saved != json.dumps(settings, sort_keys=True):
-        raise ValueError(f"{path} holds {saved}, not {json.dumps(settings, sort_keys=True)}")
-    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the model: {error}") from error
-    snapshots = {
-        name.removeprefix("snapshots."): t.float() / 255 for name, t in tensors.items() if name.startswith("snapshots.")
-    }
-    return History(rows=json.loads(metadata.get("history", "[]")), snapshots=snapshots)
-
-
-def load_or_train(
-    build: Callable[[], Any],
-    x_train: Tensor,
-    x_held_out: Tensor,
-    n_epochs: int,
-    *,
-    seed: int = 0,
-    beta: float = 1.0,
-    binarised: bool = False,
-    folder: Path | str = paths.CHECKPOINTS,
-    probes: Probes | None = None,
-    on_epoch: Callable[[History], None] | None = None,
-    progress: bool = True,
-) -> tuple[Any, History]:
-    """The model that these settings define: loaded if its checkpoint exists, else trained and saved.
-
-    The file's name ends in a digest of all that was asked for (architecture, sizes, epochs, seed, the recipe and
-    the number of images), so a changed setting never finds the weights of another.
-
-    Args:
-        build: makes the untrained model; called with the seed set, so that it fixes the initial weights too.
-        x_train: training images, as for :func:`fit`.
-        x_held_out: images for the second curve, as for :func:`fit`.
-        n_epochs: passes over the training images.
-        seed: of the initial weights and of the training.
-        beta: weight of the KL term.
-        binarised: train on dynamically binarised images.
-        folder: where the checkpoints are.
-        probes: as for :func:`fit`. What changes what is learnt is an argument above or part of the one recipe.
-        on_epoch: as for :func:`fit`.
-        progress: as for :func:`fit`.
-
-    Returns:
-        (model, history). A training stopped by Ctrl-C is returned but not saved.
-
-    Raises:
-        ValueError: if the checkpoint is damaged or holds something else.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build()
-    settings = model.config | {
-        "n_epochs": n_epochs,
-        "seed": seed,
-        "beta": beta,
-        "binarised": binarised,
-        "n_images": len(x_train),
-        "recipe": {"batch_size": BATCH_SIZE, "max_lr": MAX_LR, "betas": list(BETAS), "warm_up": WARM_UP},
-    }
-    path = Path(folder) / checkpoint_name(settings)
-    if path.exists():
-        return model, load_checkpoint(path, model, settings)
-    history = fit(
-        model,
-        x_train,
-        x_held_out,
-        n_epochs,
-        beta=beta,
-        seed=seed,
-        binarised=binarised,
-        probes=probes,
-        on_epoch=on_epoch,
-        progress=progress,
-    )
-    if not history.interrupted:
-        save_checkpoint(path, model, settings, history)
-    return model, history
-
-
-def checkpoint_name(settings: dict[str, Any]) -> str:
-    """File name for these settings: readable in front, a digest of them all behind."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{settings['architecture']}_z{settings['latent_dim']}_{digest}.safetensors"
 
 
 def check_band(name: str, value: float, centre: float, margin: float) -> None:

@@ -1,0 +1,117 @@
+"""What several test files share, and a folder of figures that notebooks under test may overwrite."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from tme_utils import data, models, paths
+from tme_utils.training import Probes, fit
+
+settings.register_profile("report", deadline=None, derandomize=True)
+settings.load_profile("report")
+
+
+def pytest_configure(config):
+    """Point TME_FIGURES at a temporary folder before any kernel starts: kernels inherit the environment."""
+    folder = Path(tempfile.mkdtemp(prefix="tme-figures-"))
+    for table in (paths.ROOT / "figures").glob("*.csv"):
+        shutil.copy(table, folder)
+    before = os.environ.get("TME_FIGURES")
+    os.environ["TME_FIGURES"] = str(folder)
+
+    def restore():
+        shutil.rmtree(folder, ignore_errors=True)
+        os.environ.pop("TME_FIGURES")
+        if before is not None:
+            os.environ["TME_FIGURES"] = before
+
+    config.add_cleanup(restore)
+
+
+@pytest.fixture(scope="session")
+def mnist_train():
+    """All 60,000 training images."""
+    return data.load_mnist("train+validation")
+
+
+@pytest.fixture(scope="session")
+def mnist_test():
+    """The 10,000 test images."""
+    return data.load_mnist("test")
+
+
+@pytest.fixture(scope="session")
+def generator():
+    """Make a CPU generator from a seed."""
+    return lambda seed=0: torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="session")
+def build(generator):
+    """Build a tiny VAE whose weights depend on the seed alone."""
+
+    def build(seed=0, latent_dim=2, hidden=(16,)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return models.mlp_vae(latent_dim, hidden)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def random_images(generator):
+    """Make n grey images of noise."""
+    return lambda n, seed=0, dtype=torch.float32: torch.rand(n, 1, 28, 28, generator=generator(seed), dtype=dtype)
+
+
+@pytest.fixture(scope="session")
+def weights():
+    """All the weights of a model as one vector."""
+    return lambda model: torch.cat([value.flatten() for value in model.state_dict().values()])
+
+
+@pytest.fixture
+def probes(random_images, generator):
+    """Probes of 3 training images, 4 held-out images and 5 draws of a 2-D prior."""
+    return Probes(random_images(3, 1), random_images(4, 2), torch.randn(5, 2, generator=generator()))
+
+
+@pytest.fixture
+def trained(build, random_images, probes):
+    """A briefly trained model with its history and the settings to save it with."""
+    model = build()
+    history = fit(model, random_images(60), random_images(20, 1), 2, probes=probes, progress=False)
+    return model, history, model.config | {"seed": 0}
+
+
+@pytest.fixture(scope="session")
+def at_call():
+    """Have ``action`` run just before a network's n-th call in a training step, or in an evaluation."""
+
+    def at_call(network, n, action, training=True):
+        calls = []
+
+        def hook(*_):
+            if torch.is_grad_enabled() == training:
+                calls.append(n)
+                if len(calls) == n:
+                    action()
+
+        network.register_forward_pre_hook(hook)
+
+    return at_call
+
+
+@pytest.fixture(scope="session")
+def ctrl_c():
+    """What Ctrl-C does, as a callable."""
+
+    def ctrl_c(*_, **__):
+        raise KeyboardInterrupt
+
+    return ctrl_c

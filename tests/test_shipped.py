@@ -1,0 +1,55 @@
+import json
+
+import pytest
+import safetensors
+import torch
+
+from tme_utils import paths, shipped, training
+from tme_utils.training import checkpoint_name, evaluate
+
+
+@pytest.fixture
+def mnist_in_memory(monkeypatch, mnist_train, mnist_test):
+    """Hand the tests' own copies to ``shipped``, and make a training an error."""
+    monkeypatch.setattr(
+        shipped.data, "load_mnist", lambda split: {"train+validation": mnist_train, "test": mnist_test}[split]
+    )
+
+    def refuse(*_, **__):
+        raise AssertionError("no committed checkpoint has what is asked: it would be trained")
+
+    monkeypatch.setattr(training, "fit", refuse)
+
+
+@pytest.mark.parametrize("name", ["mlp_3d", "", "MLP_2D"])
+def test_an_unknown_name_is_named_beside_the_known(name):
+    with pytest.raises(ValueError, match=f"unknown model {name!r}; the shipped models are mlp_2d"):
+        shipped.shipped_model(name)
+
+
+@pytest.mark.parametrize("name", shipped.BUILDERS)
+def test_a_shipped_model_is_loaded_with_the_history_of_its_training(name, mnist_in_memory, mnist_test):
+    model, history = shipped.shipped_model(name)
+    assert [row["epoch"] for row in history.rows] == list(range(shipped.N_EPOCHS + 1))
+    assert {frames.shape for frames in history.snapshots.values()} == {(shipped.N_EPOCHS + 1, 20, 1, 28, 28)}
+    measured = evaluate(model, mnist_test.x, seed=shipped.SEED).averages()["neg_elbo"]
+    assert measured == pytest.approx(history.rows[-1]["held_out_neg_elbo"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", shipped.BUILDERS)
+def test_the_last_snapshot_is_what_the_shipped_model_decodes(name, mnist_in_memory):
+    model, history = shipped.shipped_model(name)
+    z = torch.randn(20, model.latent_dim, generator=torch.Generator().manual_seed(shipped.SEED))
+    decoded = model.decode(z).sigmoid().detach()
+    torch.testing.assert_close(history.snapshots["prior"][-1], decoded, rtol=0, atol=3 / 255)
+
+
+def test_committed_checkpoints_are_small_and_named_after_their_settings():
+    committed = sorted(paths.CHECKPOINTS.glob("*.safetensors"))
+    assert len(committed) >= len(shipped.BUILDERS)
+    for path in committed:
+        with safetensors.safe_open(path, framework="pt") as file:
+            settings = json.loads(file.metadata()["settings"])
+        assert path.name == checkpoint_name(settings)
+        assert settings["n_images"] == 60_000
+        assert path.stat().st_size < 20e6
