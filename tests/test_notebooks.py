@@ -21,7 +21,6 @@ ALLOWED_IGNORED = {
     "02_mlp_vae.ipynb": [
         "trains the MLP, with a live panel and a progress bar",
         "trains the MLP of two latent dimensions, with a live panel and a progress bar",
-        "times a training step: seconds differ from run to run",
     ],
 }
 IGNORE_TAGS = {"nbval-ignore-output", "nbval-skip", "nbval-raises-exception", "raises-exception"}

@@ -4,8 +4,9 @@ import pytest
 import safetensors
 import torch
 
-from tme_utils import paths, shipped, training
-from tme_utils.training import checkpoint_name, evaluate
+from tme_utils import checkpoints, paths, shipped
+from tme_utils.checkpoints import checkpoint_name
+from tme_utils.training import evaluate
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def mnist_in_memory(monkeypatch, mnist_train, mnist_test):
     def refuse(*_, **__):
         raise AssertionError("no committed checkpoint has what is asked: it would be trained")
 
-    monkeypatch.setattr(training, "fit", refuse)
+    monkeypatch.setattr(checkpoints, "fit", refuse)
 
 
 @pytest.mark.parametrize("name", ["mlp_3d", "", "MLP_2D"])

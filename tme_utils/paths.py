@@ -32,8 +32,8 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     os.close(handle)
     partial = Path(name)
     try:
-        partial.chmod(0o644)  # mkstemp makes files that only their owner can read
         yield partial
+        partial.chmod(0o644)  # mkstemp makes files that only their owner can read; so may the writer
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
