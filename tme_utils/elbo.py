@@ -103,7 +103,7 @@ def elbo_terms(
     Returns:
         ``ElboTerms(recon, kl)``, each (B,), in nats. recon is an unbiased one-sample estimate, kl is exact.
 
-    Source: Kingma and Welling (2013), eq. 7.
+    Source: Kingma and Welling (2013), eq. 10.
     """
     mu, logvar = model.encode(x)
     z = reparameterize(mu, logvar, eps, generator)

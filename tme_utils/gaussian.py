@@ -34,7 +34,7 @@ def reparameterize(
     Raises:
         ValueError: if the shapes do not fit.
 
-    Source: Kingma and Welling (2013), eq. 10; Rezende et al. (2014).
+    Source: Kingma and Welling (2013), section 2.4; Rezende et al. (2014).
     """
     _check_same_shape(mu, logvar)
     if eps is None:
