@@ -10,7 +10,8 @@ report: $(VENV)/ready
 	@for notebook in $(NOTEBOOKS); do \
 		start=$$(date +%s); printf '%s ... ' "$$notebook"; \
 		$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level=ERROR \
-			--ExecutePreprocessor.record_timing=False "$$notebook" || exit 1; \
+			--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False \
+			"$$notebook" || exit 1; \
 		echo "done in $$(($$(date +%s) - start)) s"; \
 	done
 	@echo 'The report stands in notebooks/ with its new outputs, its figures in figures/. Read it with: make lab'

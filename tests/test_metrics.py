@@ -249,6 +249,22 @@ def test_a_narrow_posterior_is_found():
     assert abs(result.log_likelihood.item() - expected.item()) < min(5e-4, result.error.item())
 
 
+def test_the_tail_of_a_peak_beyond_the_edge_of_a_square_is_not_lost():
+    peak, std = torch.tensor([0.5 + 0.02, 0.1]).double(), 0.01  # two deviations beyond an edge of the first squares
+
+    class Peak:
+        def decode(self, z):
+            return nn.functional.pad(z, (0, 782)).unflatten(-1, (1, 28, 28))
+
+    def log_prob(parameters, x):
+        return -0.5 * ((parameters.flatten(-3)[..., :2] - peak) / std).square().sum(-1).expand(-1, len(x))
+
+    result = metrics.exact_log_likelihood_2d(Peak(), torch.zeros(1, 1, 28, 28).double(), log_prob)
+    evidence = torch.distributions.Normal(0.0, math.sqrt(1 + std**2)).log_prob(peak).sum()
+    expected = evidence + 2 * math.log(std * math.sqrt(2 * math.pi))
+    assert abs(result.log_likelihood.item() - expected.item()) < 1e-4
+
+
 def test_the_work_is_bounded_and_the_error_says_what_is_left(vae, x, monkeypatch):
     monkeypatch.setattr(metrics, "MAX_SQUARES", 3)
     rough = metrics.exact_log_likelihood_2d(vae, x, n_squares=4, tolerance=1e-12)
