@@ -449,3 +449,25 @@ def test_evaluate_puts_together_the_parts_of_the_package(build, random_images):
     eps = torch.randn(5, 2, generator=torch.Generator().manual_seed(7))
     expected = -bernoulli_log_prob(model.decode(mu + (0.5 * logvar).exp() * eps), x).detach()
     assert_close(evaluate(model, x, seed=7).recon, expected)
+
+
+def test_fit_leaves_tiny_numbers_as_they_were(build, random_images):
+    def is_flushing():
+        return (torch.full((1,), 1e-38) / 100).item() == 0
+
+    seen = []
+    for before in (False, True):
+        torch.set_flush_denormal(before)
+        try:
+            fit(
+                build(),
+                random_images(8),
+                random_images(4),
+                0,
+                on_epoch=lambda _: seen.append(is_flushing()),
+                progress=False,
+            )
+            assert is_flushing() == before
+        finally:
+            torch.set_flush_denormal(False)
+    assert seen == [True, True]
