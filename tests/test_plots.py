@@ -123,7 +123,7 @@ def test_image_rows_of_two_lengths_are_refused(random_images):
 def test_a_film_strip_has_a_row_for_each_digit_and_a_column_for_each_epoch(random_images, with_originals):
     originals = random_images(2, 1) if with_originals else None
     frames = random_images(8, 2).reshape(4, 2, 1, 28, 28)
-    fig = plots.film_strip(originals, frames, epochs=[0, 3], title="Strip")
+    fig = plots.film_strips({"Strip": (originals, frames)}, epochs=[0, 3])
     assert draws(fig)
     (ax,) = fig.axes
     columns = [*([originals] if with_originals else []), frames[0], frames[3]]
@@ -134,7 +134,7 @@ def test_a_film_strip_has_a_row_for_each_digit_and_a_column_for_each_epoch(rando
 
 def test_a_film_strip_of_other_digits_than_its_originals_is_refused(random_images):
     with pytest.raises(ValueError, match="shape"):
-        plots.film_strip(random_images(3), random_images(8).reshape(4, 2, 1, 28, 28), epochs=[0])
+        plots.film_strips({"": (random_images(3), random_images(8).reshape(4, 2, 1, 28, 28))}, epochs=[0])
 
 
 def test_film_strips_stand_side_by_side(random_images):

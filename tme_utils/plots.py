@@ -77,24 +77,14 @@ def image_rows(rows: Mapping[str, Any], title: str = "") -> Figure:
     return fig
 
 
-def film_strip(originals: Any, frames: Any, epochs: Sequence[int], title: str = "") -> Figure:
-    """Snapshots through training: each row one digit, its original first, then one column an epoch.
+def film_strips(strips: Mapping[str, tuple[Any, Any]], epochs: Sequence[int]) -> Figure:
+    """Snapshots through training, side by side: each row one digit, its original first, then one column an epoch.
 
     Args:
-        originals: images (n, 1, 28, 28), or None where there is no original, as for draws of the prior.
-        frames: pixel probabilities (n_epochs + 1, n, 1, 28, 28), from epoch 0 on.
+        strips: title -> (originals, frames): images (n, 1, 28, 28), or None where there is no original, as for
+            draws of the prior; and pixel probabilities (n_epochs + 1, n, 1, 28, 28), from epoch 0 on.
         epochs: the epochs to show.
-        title: over the figure.
     """
-    with plt.rc_context(STYLE):
-        n_columns = len(epochs) + (originals is not None)
-        fig, ax = plt.subplots(figsize=(0.4 + 0.5 * n_columns, 0.8 + 0.5 * len(frames[0])))
-        _draw_film_strip(ax, originals, frames, epochs, title)
-    return fig
-
-
-def film_strips(strips: Mapping[str, tuple[Any, Any]], epochs: Sequence[int]) -> Figure:
-    """Several film strips side by side: title -> (originals, frames), as for :func:`film_strip`."""
     with plt.rc_context(STYLE):
         columns = [len(epochs) + (originals is not None) for originals, _ in strips.values()]
         n_rows = max(len(frames[0]) for _, frames in strips.values())
