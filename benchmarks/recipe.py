@@ -13,7 +13,7 @@ import torch
 from tme_utils import models, paths, shipped, training
 from tme_utils.data import load_mnist
 
-BUILDERS = {"mlp": models.mlp_vae, "conv": models.conv_vae, "mlp_2d": shipped.BUILDERS["mlp_2d"]}
+BUILDERS = {"mlp": models.mlp_vae, "conv": models.conv_vae, "mlp_2d": shipped.RECIPES["mlp_2d"].build}
 # (max_lr, beta2) and seeds. The fast model decides beta2 and shows the spread; the slow ones compare learning rates.
 SETTINGS = {
     "mlp": [(2e-3, 0.95), (4e-3, 0.95), (8e-3, 0.95), (4e-3, 0.999)],

@@ -1,10 +1,11 @@
 """Speed of ``fit``, in one run: ``python -m benchmarks.training``.
 
-Median seconds for one epoch of the MLP VAE 784-400-20 over 60,000 images, batch 128, of
+Median seconds for one epoch over 60,000 images, batch 128, of each architecture, by
 
 (a) a plain loop over ``DataLoader(MNIST(transform=ToTensor()))``, with the same model, loss and optimiser;
 (b) ``fit`` (training alone; the evaluation after each epoch is timed apart);
-(c) the bare matrix products of the same shapes and the optimiser's update, with nothing around them.
+(c) the bare matrix products and convolutions of the same shapes, forwards and backwards, and the optimiser's
+    update, with nothing around them.
 
 The three alternate, so that a slow moment of the machine falls on all of them.
 """
@@ -14,9 +15,12 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
@@ -24,22 +28,25 @@ from torchvision.transforms import ToTensor
 from tme_utils import paths, training
 from tme_utils.data import load_mnist
 from tme_utils.elbo import elbo_terms
-from tme_utils.models import VAE, mlp_vae
+from tme_utils.models import VAE, conv_vae, mlp_vae
 
 N_STEPS = -(-60_000 // training.BATCH_SIZE)
 
 
-def new_model() -> VAE:
+BUILDERS = {"mlp": mlp_vae, "conv": conv_vae}
+
+
+def new_model(architecture: str) -> VAE:
     torch.manual_seed(0)
-    return mlp_vae()
+    return BUILDERS[architecture]()
 
 
 def new_optimizer(model: VAE) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=1e-3, betas=training.BETAS, fused=True)
 
 
-def plain_epoch(loader: DataLoader) -> float:
-    model = new_model()
+def plain_epoch(architecture: str, loader: DataLoader) -> float:
+    model = new_model(architecture)
     optimizer = new_optimizer(model)
     start = time.perf_counter()
     for x, _ in loader:
@@ -50,41 +57,76 @@ def plain_epoch(loader: DataLoader) -> float:
     return time.perf_counter() - start
 
 
-def fit_epoch(x_train: torch.Tensor) -> tuple[float, float]:
+def fit_epoch(architecture: str, x_train: torch.Tensor) -> tuple[float, float]:
     start = time.perf_counter()
-    history = training.fit(new_model(), x_train, x_train[:10_000], 1, progress=False)
+    history = training.fit(new_model(architecture), x_train, x_train[:10_000], 1, progress=False)
     whole = time.perf_counter() - start
     seconds = history.rows[-1]["seconds"]
     return seconds, (whole - seconds) / 2  # two evaluations of 20,000 images: at epoch 0 and after epoch 1
 
 
-def bare_epoch() -> float:
-    """Each linear layer's three products: output, gradient of the weight, gradient of the input."""
-    model = new_model()
+def linear_work(layer: nn.Linear, h_in: torch.Tensor, h_out: torch.Tensor, is_first: bool) -> Callable[[], None]:
+    """The products of a linear layer: output, gradient of the weight, gradient of the input."""
+    weight = layer.weight.detach()
+    out, grad, grad_in = torch.empty_like(h_out), torch.empty_like(weight), torch.empty_like(h_in)
+
+    def work() -> None:
+        torch.mm(h_in, weight.t(), out=out)
+        torch.mm(h_out.t(), h_in, out=grad)
+        if not is_first:  # the images themselves need no gradient
+            torch.mm(h_out, weight, out=grad_in)
+
+    return work
+
+
+def convolution_work(layer: Any, h_in: torch.Tensor, h_out: torch.Tensor, is_first: bool) -> Callable[[], None]:
+    """The same of a convolution, transposed or not."""
+    weight, transposed = layer.weight.detach(), isinstance(layer, nn.ConvTranspose2d)
+    shape = (layer.stride, layer.padding, layer.dilation, transposed, layer.output_padding, layer.groups)
+
+    def work() -> None:
+        torch.convolution(h_in, weight, None, *shape)
+        torch.ops.aten.convolution_backward(h_out, h_in, weight, None, *shape, (not is_first, True, False))
+
+    return work
+
+
+def bare_epoch(architecture: str) -> float:
+    model = new_model(architecture)
     optimizer = new_optimizer(model)
-    layers = []
+    works: list[Callable[[], None]] = []
+
+    def record(layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        make = linear_work if isinstance(layer, nn.Linear) else convolution_work
+        works.append(make(layer, torch.randn_like(inputs[0]), torch.randn_like(output), is_first=not works))
+
+    hooks = [
+        layer.register_forward_hook(record)
+        for layer in model.modules()
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))
+    ]
+    with torch.no_grad():
+        model(torch.rand(training.BATCH_SIZE, 1, 28, 28))
+    for hook in hooks:
+        hook.remove()
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter) * 1e-6
-        if parameter.dim() == 2:
-            n_out, n_in = parameter.shape
-            batch = training.BATCH_SIZE
-            layers.append((parameter.detach(), parameter.grad, torch.randn(batch, n_in), torch.randn(batch, n_out)))
-    buffers = [(torch.empty_like(h_out), torch.empty_like(w), torch.empty_like(h_in)) for w, _, h_in, h_out in layers]
     start = time.perf_counter()
-    for _ in range(N_STEPS):
-        for i, ((weight, _, h_in, h_out), (out, grad, grad_in)) in enumerate(zip(layers, buffers, strict=True)):
-            torch.mm(h_in, weight.t(), out=out)
-            torch.mm(h_out.t(), h_in, out=grad)
-            if i > 0:  # the images themselves need no gradient
-                torch.mm(h_out, weight, out=grad_in)
-        optimizer.step()
+    with torch.no_grad():
+        for _ in range(N_STEPS):
+            for work in works:
+                work()
+            optimizer.step()
     return time.perf_counter() - start
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time one epoch: plain DataLoader loop, fit, bare products.")
+    parser = argparse.ArgumentParser(description="Time one epoch: plain DataLoader loop, fit, bare operations.")
+    parser.add_argument("architectures", nargs="*", default=list(BUILDERS), help="mlp, conv; both by default")
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    arguments = parser.parse_args()
+    if unknown := set(arguments.architectures) - set(BUILDERS):
+        parser.error(f"unknown architecture {', '.join(unknown)}; accepted: {', '.join(BUILDERS)}")
 
     x_train = load_mnist("train+validation").x
     with tempfile.TemporaryDirectory() as folder:
@@ -92,20 +134,22 @@ def main() -> None:
         dataset = MNIST(folder, train=True, download=True, transform=ToTensor())
     loader = DataLoader(dataset, batch_size=training.BATCH_SIZE, shuffle=True)
 
-    times: dict[str, list[float]] = {"plain": [], "fit": [], "bare": [], "evaluation": []}
-    for _ in range(rounds):
-        times["plain"].append(plain_epoch(loader))
-        seconds, evaluation = fit_epoch(x_train)
-        times["fit"].append(seconds)
-        times["evaluation"].append(evaluation)
-        times["bare"].append(bare_epoch())
-    print(f"{rounds} rounds, {torch.get_num_threads()} threads, torch {torch.__version__}; seconds per epoch:")
-    median = {name: statistics.median(values) for name, values in times.items()}
-    for name, values in times.items():
-        print(f"  {name:10} median {median[name]:5.2f}   from {min(values):.2f} to {max(values):.2f}")
-    for slow, fast in [("plain", "fit"), ("fit", "bare")]:
-        ratios = [a / b for a, b in zip(times[slow], times[fast], strict=True)]
-        print(f"  {slow} / {fast}: median of the rounds' ratios {statistics.median(ratios):.2f}")
+    print(f"{arguments.rounds} rounds, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    for architecture in arguments.architectures:
+        times: dict[str, list[float]] = {"plain": [], "fit": [], "bare": [], "evaluation": []}
+        for _ in range(arguments.rounds):
+            times["plain"].append(plain_epoch(architecture, loader))
+            seconds, evaluation = fit_epoch(architecture, x_train)
+            times["fit"].append(seconds)
+            times["evaluation"].append(evaluation)
+            times["bare"].append(bare_epoch(architecture))
+        print(f"{architecture}, seconds per epoch:")
+        for name, values in times.items():
+            median = statistics.median(values)
+            print(f"  {name:10} median {median:5.2f}   from {min(values):.2f} to {max(values):.2f}")
+        for slow, fast in [("plain", "fit"), ("fit", "bare")]:
+            ratios = [a / b for a, b in zip(times[slow], times[fast], strict=True)]
+            print(f"  {slow} / {fast}: median of the rounds' ratios {statistics.median(ratios):.2f}")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 from torch.distributions import MultivariateNormal
+from torch.testing import assert_close
 
 from tme_utils import metrics, models
 from tme_utils.elbo import bernoulli_log_prob, elbo_terms
 from tme_utils.gaussian import kl_standard_normal
+from tme_utils.metrics import active_units, posterior_parameters
 
 VARIANCE = 0.05  # of the noise on every pixel of the linear-Gaussian model
 
@@ -303,3 +305,39 @@ def test_quadrature_wants_float64_and_two_dimensions(vae, x):
         metrics.exact_log_likelihood_2d(vae.float(), x.float())
     with pytest.raises(ValueError, match="latent_dim = 3"):
         metrics.exact_log_likelihood_2d(models.mlp_vae(latent_dim=3, hidden=(4,)).double(), x)
+
+
+# --- posteriors of a whole set
+
+
+def test_posterior_parameters_are_those_of_encode_whatever_the_batch_size(build, random_images):
+    model, x = build(latent_dim=3), random_images(25)
+    expected = model.encode(x)
+    for batch_size in (1, 7, 25, 1000):
+        for found, value in zip(posterior_parameters(model, x, batch_size=batch_size), expected, strict=True):
+            assert not found.requires_grad
+            assert_close(found, value)
+
+
+def test_posterior_parameters_of_no_image_are_refused(build, random_images):
+    with pytest.raises(ValueError, match="no image"):
+        posterior_parameters(build(), random_images(1)[:0])
+
+
+def test_a_unit_is_active_where_its_mean_varies_more_than_the_threshold(generator):
+    spread = torch.tensor([0.0, 0.05, 0.2, 1.0])
+    mu = torch.randn(5000, 4, generator=generator()) * spread + 3
+    assert active_units(mu).tolist() == [False, False, True, True]
+    assert active_units(mu, threshold=0.5).tolist() == [False, False, False, True]
+    assert active_units(mu, threshold=0.001).tolist() == [False, True, True, True]
+
+
+def test_the_variance_is_that_of_a_sample():
+    assert active_units(torch.tensor([[0.0], [0.2]]), threshold=0.0199).tolist() == [True]
+    assert active_units(torch.tensor([[0.0], [0.2]]), threshold=0.0201).tolist() == [False]
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 4), (0, 2), (2, 3, 4)])
+def test_means_of_another_shape_are_named(shape):
+    with pytest.raises(ValueError, match=rf"mu must be \(N, latent_dim\) with N >= 2, got \({shape[0]}"):
+        active_units(torch.zeros(shape))

@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from tme_utils.models import conv_vae, mlp_vae
+from tme_utils.models import conv_vae, deterministic, mlp_vae, residual_vae
+from tme_utils.training import fit
 
 SMALL = {
     "mlp": lambda latent_dim=3: mlp_vae(latent_dim, hidden=(16,)),
     "conv": lambda latent_dim=3: conv_vae(latent_dim, channels=(2, 3), hidden=8),
+    "residual": lambda latent_dim=3: residual_vae(latent_dim, channels=(2, 3), hidden=8),
 }
 
 
@@ -112,11 +114,13 @@ def test_number_of_parameters(model, expected):
 
 def test_config_tells_what_was_asked():
     assert mlp_vae(2, (8, 4)).config == {"architecture": "mlp", "latent_dim": 2, "hidden": [8, 4]}
-    assert conv_vae(3, (2, 4), 8).config == {"architecture": "conv", "latent_dim": 3, "channels": [2, 4], "hidden": 8}
+    sizes = {"architecture": "conv", "latent_dim": 3, "channels": [2, 4], "hidden": 8}
+    assert conv_vae(3, (2, 4), 8).config == sizes
+    assert residual_vae(3, (2, 4), 8).config == sizes | {"architecture": "residual"}
 
 
 @pytest.mark.parametrize("bad", [0, -1, 2.5, True, "20", None])
-@pytest.mark.parametrize("builder", [mlp_vae, conv_vae])
+@pytest.mark.parametrize("builder", [mlp_vae, conv_vae, residual_vae])
 def test_a_latent_dimension_that_is_no_positive_integer_is_named(builder, bad):
     with pytest.raises(ValueError, match=f"latent_dim .*got {bad!r}"):
         builder(latent_dim=bad)
@@ -221,3 +225,36 @@ def test_gradients_reach_every_parameter(model, random_images, generator):
     logits, mu, logvar = model(random_images(8), generator=generator())
     (logits.square().sum() + mu.square().sum() + logvar.square().sum()).backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+
+
+# --- the auto-encoder without noise
+
+
+@pytest.mark.parametrize("builder", [mlp_vae, conv_vae, residual_vae])
+def test_a_deterministic_model_decodes_its_mean_whatever_the_noise(builder, random_images, generator):
+    torch.manual_seed(0)
+    model = deterministic(builder(3))
+    x = random_images(4)
+    logits, mu, logvar = model(x, generator=generator(1))
+    assert_close(logits, model.decode(mu), rtol=0, atol=0)
+    assert_close(logits, model(x, generator=generator(2))[0], rtol=0, atol=0)
+    assert mu.shape == logvar.shape == (4, 3)
+
+
+def test_a_deterministic_model_has_the_means_of_the_model_it_is_made_of(random_images):
+    vae = mlp_vae(3)
+    x = random_images(4)
+    assert_close(deterministic(vae).encode(x)[0], vae.encode(x)[0], rtol=0, atol=0)
+
+
+def test_a_deterministic_model_says_so_in_its_config():
+    vae = mlp_vae(3)
+    assert deterministic(vae).config == vae.config | {"architecture": "mlp_ae"}
+    assert vae.config["architecture"] == "mlp"
+
+
+def test_with_beta_0_a_deterministic_model_learns_to_rebuild(random_images):
+    torch.manual_seed(0)
+    model, x = deterministic(mlp_vae(5, hidden=(32,))), random_images(50)
+    history = fit(model, x, x, 30, beta=0.0, progress=False)
+    assert history.rows[-1]["train_recon"] < history.rows[0]["train_recon"] - 5

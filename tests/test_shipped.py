@@ -28,16 +28,18 @@ def test_an_unknown_name_is_named_beside_the_known(name):
         shipped.shipped_model(name)
 
 
-@pytest.mark.parametrize("name", shipped.BUILDERS)
+@pytest.mark.parametrize("name", shipped.RECIPES)
 def test_a_shipped_model_is_loaded_with_the_history_of_its_training(name, mnist_in_memory, mnist_test):
     model, history = shipped.shipped_model(name)
-    assert [row["epoch"] for row in history.rows] == list(range(shipped.N_EPOCHS + 1))
-    assert {frames.shape for frames in history.snapshots.values()} == {(shipped.N_EPOCHS + 1, 20, 1, 28, 28)}
+    assert [row["epoch"] for row in history.rows] == list(range(shipped.RECIPES[name].n_epochs + 1))
+    assert {frames.shape for frames in history.snapshots.values()} == {
+        (shipped.RECIPES[name].n_epochs + 1, 20, 1, 28, 28)
+    }
     measured = evaluate(model, mnist_test.x, seed=shipped.SEED).averages()["neg_elbo"]
     assert measured == pytest.approx(history.rows[-1]["held_out_neg_elbo"], rel=1e-3)
 
 
-@pytest.mark.parametrize("name", shipped.BUILDERS)
+@pytest.mark.parametrize("name", shipped.RECIPES)
 def test_the_last_snapshot_is_what_the_shipped_model_decodes(name, mnist_in_memory):
     model, history = shipped.shipped_model(name)
     z = torch.randn(20, model.latent_dim, generator=torch.Generator().manual_seed(shipped.SEED))
@@ -47,7 +49,7 @@ def test_the_last_snapshot_is_what_the_shipped_model_decodes(name, mnist_in_memo
 
 def test_committed_checkpoints_are_small_and_named_after_their_settings():
     committed = sorted(paths.CHECKPOINTS.glob("*.safetensors"))
-    assert len(committed) >= len(shipped.BUILDERS)
+    assert len(committed) >= len(shipped.RECIPES)
     for path in committed:
         with safetensors.safe_open(path, framework="pt") as file:
             settings = json.loads(file.metadata()["settings"])

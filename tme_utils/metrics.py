@@ -1,6 +1,6 @@
-r"""How good a model is: log p(x) by importance sampling in any dimension, by quadrature in two.
+r"""How good a model is: log p(x) by importance sampling in any dimension, by quadrature in two; active units.
 
-Every result is a log-likelihood log p(x) in nats per image: negative for binary images, and larger is better.
+Every likelihood is a log-likelihood log p(x) in nats per image: negative for binary images, and larger is better.
 A model is anything with ``encode`` and ``decode``; ``log_prob`` says what the decoder's output means. Results
 are computed in the type of x and on its device, where the model must be too.
 """
@@ -17,7 +17,7 @@ from tme_utils.elbo import LatentModel, LogProb, bernoulli_log_prob, check_image
 from tme_utils.gaussian import log_prob as gaussian_log_prob
 from tme_utils.gaussian import reparameterize
 
-MAX_DECODED = 4096  # images decoded at once: 26 MB of logits in float64, and the peak is about four times that
+MAX_DECODED = 1024  # images decoded at once: 3 MB of logits in float32, which stay in the cache
 ORDER = 3  # points of a square along each axis: ReLU decoders have kinks, which more points would not follow
 MAX_LEVELS = 12  # of splitting a square in four: the smallest are 4096 times narrower than the first
 MAX_SQUARES = 5_000  # split at one level; beyond that the work stops, and the error estimate says what is left
@@ -68,6 +68,34 @@ def log_importance_weights(
     mu, logvar = model.encode(x)
     z = reparameterize(mu, logvar, eps)
     return log_prob(model.decode(z), x) + _log_prior(z) - gaussian_log_prob(z, mu, logvar)
+
+
+@torch.no_grad()
+def posterior_parameters(model: LatentModel, x: Tensor, *, batch_size: int = 1000) -> tuple[Tensor, Tensor]:
+    """Parameters (mu, logvar) of q(z|x), each (N, latent_dim), for a whole set of images (N, 1, 28, 28)."""
+    _check(x, batch_size=batch_size)
+    parts = [model.encode(batch) for batch in x.split(batch_size)]
+    return torch.cat([mu for mu, _ in parts]), torch.cat([logvar for _, logvar in parts])
+
+
+def active_units(mu: Tensor, threshold: float = 0.01) -> Tensor:
+    """Which latent coordinates follow the image: those whose posterior mean varies over the images.
+
+    Args:
+        mu: posterior means of a set of images, (N, latent_dim), N >= 2.
+        threshold: least variance over the images, in the prior's units.
+
+    Returns:
+        Booleans, (latent_dim,).
+
+    Raises:
+        ValueError: if mu is not (N, latent_dim) with N >= 2.
+
+    Source: Burda et al. (2015), section 5.2.
+    """
+    if mu.dim() != 2 or len(mu) < 2:
+        raise ValueError(f"mu must be (N, latent_dim) with N >= 2, got {tuple(mu.shape)}")
+    return mu.var(dim=0) > threshold
 
 
 @torch.no_grad()

@@ -65,8 +65,14 @@ def draw_tiles(ax: Axes, images: Any, n_columns: int, row_labels: Sequence[str] 
     ax.set_title(title)
 
 
-def image_rows(rows: Mapping[str, Any], title: str = "") -> Figure:
-    """One labelled row of images (N, 1, 28, 28) for each entry, such as originals above reconstructions."""
+def image_rows(rows: Mapping[str, Any], title: str = "", column_labels: Sequence[str] = ()) -> Figure:
+    """One labelled row of images (N, 1, 28, 28) for each entry, such as originals above reconstructions.
+
+    Args:
+        rows: label -> images, as many in each row.
+        title: above the rows.
+        column_labels: below the columns, if given.
+    """
     stacks = [np.asarray(images) for images in rows.values()]
     n_columns = len(stacks[0])
     if any(len(stack) != n_columns for stack in stacks):
@@ -74,6 +80,7 @@ def image_rows(rows: Mapping[str, Any], title: str = "") -> Figure:
     with plt.rc_context(STYLE):
         fig, ax = plt.subplots(figsize=(1.6 + 0.48 * n_columns, 0.5 + 0.48 * len(rows)))
         draw_tiles(ax, np.concatenate(stacks), n_columns, list(rows), title)
+        ax.set_xticks([15 + 29 * i for i in range(len(column_labels))], column_labels)
     return fig
 
 

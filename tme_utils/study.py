@@ -1,21 +1,100 @@
-"""From a trained model to its row of results: the same columns for every model of the report."""
+"""From a configuration to its row of results, and from many to one resumable table.
 
-from collections.abc import Sequence
+``python -m tme_utils.study 03_match`` fills ``figures/03_match.csv``; ``--help`` lists the tables. What a table
+already holds is not computed again, and a trained model waits in ``checkpoints/study/`` (not committed) for the
+case that the work is stopped between its training and its scores.
+"""
+
+import argparse
+import csv
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from tme_utils import paths
-from tme_utils.data import binarise
-from tme_utils.models import VAE
-from tme_utils.training import History, best_device, evaluate
+from tme_utils import models, paths
+from tme_utils.checkpoints import load_or_train
+from tme_utils.data import Images, binarise, load_mnist
+from tme_utils.gaussian import kl_per_dim
+from tme_utils.metrics import active_units, importance_weighted_log_likelihood, posterior_parameters
+from tme_utils.training import BATCH_SIZE, BETAS, MAX_LR, WARM_UP, History, best_device, evaluate, on_device
+
+BUILDERS: dict[str, Callable[[int], models.VAE]] = {
+    "mlp": models.mlp_vae,
+    "conv": models.conv_vae,
+    "residual": models.residual_vae,
+    "mlp_ae": lambda latent_dim: models.deterministic(models.mlp_vae(latent_dim)),
+    "conv_ae": lambda latent_dim: models.deterministic(models.conv_vae(latent_dim)),
+}
+TRAINED_ON = ("grey", "binarised")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """All that a row of results follows from, but for the machine.
+
+    Attributes:
+        architecture: one of ``BUILDERS``.
+        latent_dim: number of latent coordinates.
+        seed: of the initial weights, the training, the scores' noise and the binarisation of the test images.
+        beta: weight of the KL term in training.
+        trained_on: "grey" levels, or images "binarised" anew at every epoch.
+        n_epochs: passes over the 60,000 training images.
+        max_lr: highest learning rate.
+        iw_samples: draws for each test image of the importance-weighted log-likelihood; 0 leaves it out.
+
+    Raises:
+        ValueError: for an unknown architecture or kind of image, or a number out of its range.
+    """
+
+    architecture: str
+    latent_dim: int
+    seed: int = 0
+    beta: float = 1.0
+    trained_on: str = "grey"
+    n_epochs: int = 10
+    max_lr: float = MAX_LR
+    iw_samples: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name, accepted in [("architecture", tuple(BUILDERS)), ("trained_on", TRAINED_ON)]:
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {getattr(self, name)!r}")
+        for name, least in [("latent_dim", 1), ("seed", 0), ("n_epochs", 1), ("iw_samples", 0)]:
+            if type(getattr(self, name)) is not int or getattr(self, name) < least:
+                raise ValueError(f"{name} must be an integer >= {least}, got {getattr(self, name)!r}")
+        if not self.beta >= 0 or not self.max_lr > 0:
+            raise ValueError(f"need beta >= 0 and max_lr > 0, got {self.beta!r} and {self.max_lr!r}")
+
+    def build(self) -> models.VAE:
+        """The untrained model; its weights come from torch's global generator."""
+        return BUILDERS[self.architecture](self.latent_dim)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the fields, of the layers' sizes and of the training recipe: what a row is known by."""
+        with torch.device("meta"):  # no weight is drawn
+            sizes = self.build().config
+        recipe = {"batch_size": BATCH_SIZE, "betas": BETAS, "warm_up": WARM_UP}
+        text = json.dumps({"configuration": asdict(self), "sizes": sizes, "recipe": recipe}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def result_row(
-    model: VAE,
+    model: models.VAE,
     history: History,
     x_train: Tensor,
     x_test: Tensor,
@@ -23,6 +102,7 @@ def result_row(
     seed: int,
     beta: float = 1.0,
     trained_on: str = "grey",
+    iw_samples: int = 0,
 ) -> dict[str, Any]:
     """Score a trained model on all its training and test images.
 
@@ -34,35 +114,210 @@ def result_row(
         seed: the seed of the training; the noise of the scores and the binarisation start from it too.
         beta: weight of the KL term in training; the scores are −ELBOs, with weight 1, whatever it was.
         trained_on: "grey" or "binarised".
+        iw_samples: draws for each image of the importance-weighted log-likelihood; 0 leaves it out.
 
     Returns:
         One row: what was trained (``architecture``, ``latent_dim``, ``beta``, ``trained_on``, ``n_epochs``,
-        ``seed``, ``n_parameters``), how (``seconds`` of training, ``device``, ``torch``), and in nats per image
-        ``recon``, ``kl`` and ``neg_elbo`` of grey images, each as ``train_`` and ``test_``;
-        ``test_neg_elbo_se``, its standard error over the test images; ``binarised_neg_elbo``, over the test
-        images binarised once.
+        ``seed``, ``n_parameters``), how (``seconds`` of training, ``threads``, ``device``, ``torch``), and in nats
+        per image ``recon``, ``kl`` and ``neg_elbo`` of grey images, each as ``train_`` and ``test_``;
+        ``test_neg_elbo_se``, its standard error over the test images; ``test_squared_error``, the squared error
+        summed over the pixels of the reconstruction through ``mu``; ``active_units``; ``kl_per_dim``, the mean
+        over the test images for each coordinate, largest first, separated by spaces; ``binarised_neg_elbo``, over
+        the test images binarised once; and, on the same, ``iw_nll``, its standard error ``iw_nll_se``,
+        ``iw_samples`` and ``iw_images``.
 
     Raises:
         ValueError: for another ``trained_on``, or images outside [0, 1].
     """
-    if trained_on not in ("grey", "binarised"):
+    if trained_on not in TRAINED_ON:
         raise ValueError(f"trained_on must be 'grey' or 'binarised', got {trained_on!r}")
     row = {name: model.config[name] for name in ("architecture", "latent_dim")}
     row |= {"beta": beta, "trained_on": trained_on, "n_epochs": len(history.rows) - 1, "seed": seed}
     row |= {"n_parameters": model.n_parameters, "seconds": round(history.rows[-1]["seconds"], 1)}
-    row |= {"device": str(best_device()), "torch": torch.__version__}
+    row |= {"threads": torch.get_num_threads(), "device": str(best_device()), "torch": torch.__version__}
     for split, x in [("train", x_train), ("test", x_test)]:
         terms = evaluate(model, x, seed=seed)
         row |= {f"{split}_{term}": round(value, 4) for term, value in terms.averages().items()}
-    row["test_neg_elbo_se"] = round(terms.elbo.std().item() / len(x_test) ** 0.5, 4)
+    row["test_neg_elbo_se"] = _standard_error(terms.elbo)
+    mu, logvar = posterior_parameters(model, x_test)
+    rebuilt = torch.cat([model.reconstruct(batch) for batch in x_test.split(1000)])
+    row["test_squared_error"] = round((rebuilt - x_test).square().double().sum().item() / len(x_test), 4)
+    row["active_units"] = int(active_units(mu).sum())
+    kl = kl_per_dim(mu, logvar).double().mean(dim=0).sort(descending=True).values
+    row["kl_per_dim"] = " ".join(f"{value:.4f}" for value in kl.tolist())
     x_binarised = binarise(x_test, torch.Generator().manual_seed(seed))
     row["binarised_neg_elbo"] = round(evaluate(model, x_binarised, seed=seed).averages()["neg_elbo"], 4)
+    if iw_samples > 0:
+        device = best_device()
+        with on_device(model, device):
+            log_lik = importance_weighted_log_likelihood(
+                model, x_binarised.to(device), iw_samples, torch.Generator().manual_seed(seed)
+            )
+        row |= {"iw_nll": round(-log_lik.double().mean().item(), 4), "iw_nll_se": _standard_error(log_lik)}
+        row |= {"iw_samples": iw_samples, "iw_images": len(x_test)}
     return row
+
+
+def _standard_error(values: Tensor) -> float:
+    standard_error: float = values.double().std().item() / len(values) ** 0.5
+    return round(standard_error, 4)
+
+
+@cache
+def _images() -> tuple[Images, Images]:
+    """The training and test images, loaded once in each process."""
+    return load_mnist("train+validation"), load_mnist("test")
+
+
+def run(configuration: Configuration) -> dict[str, Any]:
+    """Train and score the model of a configuration: a function of it alone, but for rounding and speed.
+
+    Returns:
+        The row of :func:`result_row`, and ``digest``, which names the configuration.
+
+    Raises:
+        KeyboardInterrupt: if the training was stopped: a model half trained has no row.
+    """
+    train, test = _images()
+    model, history = load_or_train(
+        configuration.build,
+        train.x,
+        test.x,
+        configuration.n_epochs,
+        seed=configuration.seed,
+        beta=configuration.beta,
+        max_lr=configuration.max_lr,
+        binarised=configuration.trained_on == "binarised",
+        folder=paths.CHECKPOINTS / "study",
+        progress=False,
+    )
+    if history.interrupted:
+        raise KeyboardInterrupt
+    asked = {name: getattr(configuration, name) for name in ("seed", "beta", "trained_on", "iw_samples")}
+    row = result_row(model, history, train.x, test.x, **asked)
+    return {"digest": configuration.digest} | row | {"architecture": configuration.architecture}
+
+
+def run_study(
+    configurations: Iterable[Configuration],
+    table: Path | str,
+    executor: Executor | None = None,
+    *,
+    work: Callable[[Configuration], dict[str, Any]] = run,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Compute what the table lacks, one row a configuration, each written as soon as it is known.
+
+    The table is replaced as a whole at each row, so that it is never half written: stopped at any moment and
+    started again, the study loses no finished row and repeats none. A row is known by its configuration's
+    digest; rows of other configurations stay as they are.
+
+    Args:
+        configurations: what is asked; repetitions count once.
+        table: CSV file, made if missing.
+        executor: where to compute: any executor of ``concurrent.futures``, such as a pool of processes or
+            ``dask.distributed.Client(...).get_executor()``; in this process if not given.
+        work: from a configuration to its row, a dict with ``digest``; picklable for executors of other processes.
+        progress: show a progress bar with the time left.
+
+    Returns:
+        The rows of these configurations, in their order.
+
+    Raises:
+        ExceptionGroup: at the end, if some configurations failed; the others' rows are in the table.
+        ValueError: if the table exists but is not one of this function's.
+    """
+    table = Path(table)
+    asked = {configuration.digest: configuration for configuration in configurations}
+    rows = _read_rows(table)
+    missing = [configuration for digest, configuration in asked.items() if digest not in rows]
+    errors = []
+    with tqdm(total=len(asked), initial=len(asked) - len(missing), unit="model", disable=not progress) as bar:
+        for result in _results(missing, executor, work):
+            try:
+                row = result()
+            except Exception as error:
+                errors.append(error)
+                continue
+            rows[row["digest"]] = {name: str(value) for name, value in row.items()}
+            _write_rows(table, rows)
+            bar.update()
+    if errors:
+        raise ExceptionGroup(f"{len(errors)} of {len(missing)} configurations failed", errors)
+    frame = pd.read_csv(table).set_index("digest", drop=False) if rows else pd.DataFrame(columns=["digest"])
+    return frame.loc[list(asked)].reset_index(drop=True)
+
+
+def _results(
+    configurations: Sequence[Configuration],
+    executor: Executor | None,
+    work: Callable[[Configuration], dict[str, Any]],
+) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Functions that give a row or raise, in the order in which rows become known."""
+    if executor is None:
+        yield from (partial(work, configuration) for configuration in configurations)
+        return
+    futures: list[Future[dict[str, Any]]] = [executor.submit(work, configuration) for configuration in configurations]
+    try:
+        yield from (future.result for future in as_completed(futures))
+    finally:
+        for future in futures:  # after Ctrl-C, what has not begun need not begin
+            future.cancel()
+
+
+def _read_rows(table: Path) -> dict[str, dict[str, str]]:
+    """The table's rows by digest, as text, so that writing them again changes no digit."""
+    if not table.exists():
+        return {}
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if any(not row.get("digest") or None in row or None in row.values() for row in rows):
+        raise ValueError(f"{table} is not a table of run_study, or is damaged; restore it or move it away")
+    return {row["digest"]: row for row in rows}
+
+
+def _write_rows(table: Path, rows: dict[str, dict[str, str]]) -> None:
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    with paths.atomic_write(table) as partial_table, partial_table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows.values())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def save_table(rows: Sequence[dict[str, Any]], name: str) -> Path:
     """Write rows as ``figures/<name>.csv``, moved into place when complete, and return the path."""
     path = paths.figures_dir() / f"{name}.csv"
-    with paths.atomic_write(path) as partial:
-        pd.DataFrame(rows).to_csv(partial, index=False)
+    with paths.atomic_write(path) as partial_table:
+        pd.DataFrame(rows).to_csv(partial_table, index=False)
     return path
+
+
+# The tables of the report. Seeds come last to first in importance: a study cut short has every model once.
+TABLES: dict[str, list[Configuration]] = {
+    "03_match": [
+        Configuration(architecture, latent_dim, seed, iw_samples=100)
+        for seed, latent_dim, architecture in itertools.product(range(3), (20, 2), ("mlp", "conv"))
+    ],
+}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Fill a table of the report with what it lacks.")
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--workers", type=int, default=1, help="processes, which share the cores; 1 by default")
+    arguments = parser.parse_args()
+    path = paths.figures_dir() / f"{arguments.table}.csv"
+    if arguments.workers <= 1:
+        run_study(TABLES[arguments.table], path)
+        return
+    n_threads = max(1, (os.cpu_count() or 1) // arguments.workers)
+    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in whatever state they are
+    with ProcessPoolExecutor(arguments.workers, context, torch.set_num_threads, (n_threads,)) as executor:
+        run_study(TABLES[arguments.table], path, executor)
+
+
+if __name__ == "__main__":
+    main()

@@ -61,7 +61,7 @@ def best_device() -> torch.device:
 
 
 @contextmanager
-def _on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
+def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Lend the model to ``device`` and bring it back, whatever happens."""
     home = next(model.parameters()).device
     model.to(device)
@@ -99,7 +99,7 @@ def evaluate(model: Any, x: Tensor, *, seed: int = 0, batch_size: int = 1000) ->
     parts = []
     was_training = model.training
     model.eval()
-    with _on_device(model, device):
+    with on_device(model, device):
         for batch, eps in zip(x.split(batch_size), noise.split(batch_size), strict=True):
             parts.append(elbo_terms(model, batch.to(device), eps=eps.to(device)))
     model.train(was_training)
@@ -190,7 +190,7 @@ def fit(
     n_steps = n_epochs * steps_per_epoch
     model.train()
     bar = tqdm(total=n_steps, unit="step", mininterval=0.5, disable=not progress)
-    with bar, _on_device(model, device), _flush_denormals():
+    with bar, on_device(model, device), _flush_denormals():
         x_train_there = x_train.to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=max_lr, betas=betas, fused=True)
         try:

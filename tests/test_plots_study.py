@@ -1,0 +1,106 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from tme_utils import plots_study
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def match():
+    """Two architectures, two latent dimensions, three seeds; the score is 100 for every mlp, 90 to 92 for conv."""
+    rows = [
+        {"architecture": name, "latent_dim": dim, "seed": seed, "score": 100.0 if name == "mlp" else 90.0 + seed}
+        for name in ("conv", "mlp")
+        for dim in (2, 20)
+        for seed in range(3)
+    ]
+    return pd.DataFrame(rows)
+
+
+def texts(ax):
+    return {text.get_text() for text in ax.findobj(plt.Text)}
+
+
+def test_every_seed_is_a_dot_beside_the_mean_of_its_model(match):
+    fig = plots_study.seed_dots(match, {"score": "a title"})
+    fig.canvas.draw()
+    above, below = fig.axes
+    assert above.get_title() == "a title"
+    assert [ax.get_ylabel().splitlines() for ax in fig.axes] == [
+        ["$d$ = 20", "nats per image"],
+        ["$d$ = 2", "nats per image"],
+    ]
+    dots = [sorted(line.get_ydata()) for line in below.lines if line.get_marker() in ("o", "s")]
+    assert dots == [[100.0] * 3, [90.0, 91.0, 92.0]]
+    assert {"100.0", "91.0", "mlp", "conv"} <= texts(below)
+    assert above.get_xlim() == below.get_xlim()
+
+
+def test_the_live_model_is_a_star_in_its_place_only(match):
+    live = {"architecture": "conv", "latent_dim": 20, "score": 89.5}
+    fig = plots_study.seed_dots(match, {"score": "a title"}, live)
+    stars = [(ax, line.get_xydata().tolist()) for ax in fig.axes for line in ax.lines if line.get_marker() == "*"]
+    assert stars == [(fig.axes[0], [[1.0, 89.5]])]
+
+
+def test_a_table_of_other_architectures_is_refused(match):
+    with pytest.raises(ValueError, match=r"no architecture among mlp, conv in .*'flow'"):
+        plots_study.seed_dots(match.assign(architecture="flow"), {"score": "a title"})
+
+
+def test_power_of_a_constant_and_of_a_checkerboard():
+    constant, board = np.ones((2, 1, 28, 28)), np.indices((28, 28)).sum(axis=0) % 2 * 2.0 - 1
+    power = plots_study.mean_power(constant)
+    assert power[0, 0] == pytest.approx(784**2)
+    assert power.sum() == pytest.approx(784**2)
+    power = plots_study.mean_power(np.broadcast_to(board, (3, 1, 28, 28)))
+    assert power[14, 14] == pytest.approx(784**2)
+    assert power.sum() == pytest.approx(784**2)
+
+
+def test_mean_power_is_a_mean_over_images_not_the_power_of_the_mean():
+    images = np.stack([np.ones((1, 28, 28)), -np.ones((1, 28, 28))])
+    assert plots_study.mean_power(images)[0, 0] == pytest.approx(784**2)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (0, 1, 28, 28), (3, 28, 28), (3, 1, 14, 28)])
+def test_spectra_of_something_else_are_refused(shape):
+    with pytest.raises(ValueError, match=r"need images \(N, 1, 28, 28\), got"):
+        plots_study.mean_power(np.ones(shape))
+
+
+def test_spectra_share_one_scale_and_put_the_constant_in_the_middle():
+    fig = plots_study.spectra({"bright": np.ones((2, 1, 28, 28)) + 1e-3, "dark": np.full((2, 1, 28, 28), 0.1)})
+    first, second = (ax.images[0] for ax in fig.axes[:2])
+    assert first.get_clim() == second.get_clim()
+    values = np.asarray(first.get_array())
+    assert np.unravel_index(values.argmax(), values.shape) == (14, 14)
+    assert "power (dB below the largest)" in texts(fig.axes[-1])
+
+
+def test_the_histogram_counts_every_image_on_its_side():
+    fig = plots_study.difference_histogram([-3.0, 1.0, 2.0, 5.0], ["mlp", "conv"])
+    heights = [[patch.get_height() for patch in container] for container in fig.axes[0].containers]
+    assert [sum(bars) for bars in heights] == [1, 3]
+    assert {"mlp rebuilds better: 25 % of the images", "conv rebuilds better: 75 % of the images"} <= texts(fig.axes[0])
+
+
+def test_a_bound_is_one_line_for_each_seed_beside_what_others_published():
+    rows = [
+        {"seed": seed, "iw_samples": k, "iw_nll": 90 - np.log10(k) - seed, "iw_nll_se": 0.2}
+        for seed in range(2)
+        for k in (100, 1, 10)
+    ]
+    fig = plots_study.bound_by_samples(pd.DataFrame(rows), {"others": 86.5})
+    ax = fig.axes[0]
+    lines = [line for line in ax.lines if len(line.get_xdata()) == 3]
+    assert [list(line.get_xdata()) for line in lines] == [[1, 10, 100]] * 2
+    assert ax.get_xscale() == "log"
+    assert {"others"} <= texts(ax)

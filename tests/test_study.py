@@ -1,0 +1,361 @@
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+
+import pandas as pd
+import pytest
+import torch
+
+from tme_utils import checkpoints, data, models, paths, study
+from tme_utils.data import Images
+from tme_utils.gaussian import kl_per_dim
+from tme_utils.metrics import importance_weighted_log_likelihood
+from tme_utils.study import Configuration, result_row, run, run_study
+from tme_utils.training import evaluate, fit
+
+TINY = Configuration("mlp", 3, n_epochs=1, iw_samples=7)
+GRID = [Configuration("mlp", latent_dim, seed, n_epochs=1) for seed in range(2) for latent_dim in (1, 2, 3)]
+
+
+def row_of(configuration):
+    """A row that costs nothing: what an executor of other processes can find by name."""
+    return {"digest": configuration.digest, "latent_dim": configuration.latent_dim, "value": 0.1 * configuration.seed}
+
+
+def logged_row(configuration):
+    """The same, slowly, leaving a line for each call in the file that the environment names."""
+    with open(os.environ["CALLS"], "a") as file:
+        file.write(configuration.digest + "\n")
+    time.sleep(0.05)
+    return row_of(configuration)
+
+
+@pytest.fixture
+def small_images(monkeypatch, tmp_path, random_images):
+    """A study over 200 random images, whose checkpoints go to a temporary folder."""
+    train, test = (Images(random_images(200, seed), torch.zeros(200, dtype=torch.int64)) for seed in (1, 2))
+    monkeypatch.setattr(study, "_images", lambda: (train, test))
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "checkpoints")
+    return train, test
+
+
+@pytest.fixture
+def table(tmp_path):
+    return tmp_path / "table.csv"
+
+
+# --- configurations
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("architecture", "transformer"),
+        ("latent_dim", 0),
+        ("latent_dim", 2.0),
+        ("latent_dim", True),
+        ("seed", -1),
+        ("n_epochs", 0),
+        ("iw_samples", -5),
+        ("beta", -0.5),
+        ("beta", float("nan")),
+        ("max_lr", 0.0),
+        ("trained_on", "colour"),
+    ],
+)
+def test_a_field_out_of_its_range_is_named(field, value):
+    with pytest.raises(ValueError, match=rf"{field}.*{value!r}"):
+        replace(TINY, **{field: value})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": "conv"},
+        {"architecture": "mlp_ae"},
+        {"latent_dim": 4},
+        {"seed": 1},
+        {"beta": 2.0},
+        {"trained_on": "binarised"},
+        {"n_epochs": 2},
+        {"max_lr": 1e-3},
+        {"iw_samples": 8},
+    ],
+)
+def test_every_field_changes_the_digest(change):
+    assert replace(TINY, **change).digest != TINY.digest
+
+
+def test_equal_configurations_have_one_digest():
+    assert Configuration("mlp", 3, n_epochs=1, iw_samples=7).digest == TINY.digest
+
+
+def test_the_digest_follows_the_sizes_of_the_layers_and_the_recipe(monkeypatch):
+    before = TINY.digest
+    monkeypatch.setitem(study.BUILDERS, "mlp", lambda latent_dim: models.mlp_vae(latent_dim, hidden=(401,)))
+    other_sizes = TINY.digest
+    monkeypatch.undo()
+    monkeypatch.setattr(study, "BETAS", (0.9, 0.999))
+    assert len({before, other_sizes, TINY.digest}) == 3
+
+
+def test_a_digest_draws_no_weight():
+    torch.manual_seed(0)
+    expected = torch.randn(3)
+    torch.manual_seed(0)
+    _ = TINY.digest
+    torch.testing.assert_close(torch.randn(3), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("architecture", study.BUILDERS)
+def test_every_architecture_builds_a_model_of_the_latent_dimension_asked(architecture, random_images):
+    model = Configuration(architecture, 5).build()
+    mu, logvar = model.encode(random_images(2))
+    assert mu.shape == logvar.shape == (2, 5)
+    assert model.decode(mu).shape == (2, 1, 28, 28)
+
+
+def test_the_tables_ask_for_at_least_three_seeds_of_every_model():
+    for name, configurations in study.TABLES.items():
+        seeds = {}
+        for configuration in configurations:
+            seeds.setdefault(replace(configuration, seed=0), set()).add(configuration.seed)
+        assert all(len(found) >= 3 for found in seeds.values()), name
+
+
+# --- the row
+
+
+def test_the_row_says_what_was_trained_and_each_score_equals_its_definition(build, random_images, generator):
+    model, x_train, x_test = build(), random_images(60), random_images(40, 1)
+    model.config["architecture"] = "tiny"
+    history = fit(model, x_train, x_test, 2, progress=False)
+    row = result_row(model, history, x_train, x_test, seed=4, beta=0.5, trained_on="binarised", iw_samples=9)
+    assert (row["architecture"], row["latent_dim"]) == ("tiny", 2)
+    assert (row["beta"], row["trained_on"], row["n_epochs"], row["seed"]) == (0.5, "binarised", 2, 4)
+    assert row["n_parameters"] == sum(p.numel() for p in model.parameters())
+    for split, x in [("train", x_train), ("test", x_test)]:
+        for name, value in evaluate(model, x, seed=4).averages().items():
+            assert row[f"{split}_{name}"] == pytest.approx(value, abs=1e-4)
+    elbo = evaluate(model, x_test, seed=4).elbo
+    assert row["test_neg_elbo_se"] == pytest.approx((elbo.var() / len(elbo)).sqrt().item(), abs=1e-4)
+    with torch.no_grad():
+        mu, logvar = model.encode(x_test)
+        error = (model.decode(mu).sigmoid() - x_test).square().sum() / len(x_test)
+    assert row["test_squared_error"] == pytest.approx(error.item(), abs=1e-3)
+    assert row["active_units"] == (mu.var(dim=0) > 0.01).sum()
+    kl = [float(value) for value in row["kl_per_dim"].split()]
+    assert kl == sorted(kl, reverse=True)
+    assert sorted(kl) == pytest.approx(sorted(kl_per_dim(mu, logvar).mean(dim=0).tolist()), abs=1e-4)
+    assert sum(kl) == pytest.approx(row["test_kl"], abs=1e-3)
+    binarised = data.binarise(x_test, generator(4))
+    assert row["binarised_neg_elbo"] == pytest.approx(
+        evaluate(model, binarised, seed=4).averages()["neg_elbo"], abs=1e-4
+    )
+    log_lik = importance_weighted_log_likelihood(model, binarised, 9, generator(4))
+    assert row["iw_nll"] == pytest.approx(-log_lik.mean().item(), abs=1e-4)
+    assert row["iw_nll_se"] == pytest.approx(log_lik.std().item() / 40**0.5, abs=1e-4)
+    assert (row["iw_samples"], row["iw_images"]) == (9, 40)
+
+
+def test_without_draws_there_is_no_importance_weighted_score(build, random_images):
+    model = build()
+    history = fit(model, random_images(10), random_images(10), 1, progress=False)
+    row = result_row(model, history, random_images(10), random_images(10), seed=0)
+    assert not [name for name in row if name.startswith("iw_")]
+
+
+def test_an_unknown_kind_of_training_image_is_named(build, random_images):
+    with pytest.raises(ValueError, match="'grey' or 'binarised', got 'sepia'"):
+        result_row(build(), None, random_images(2), random_images(2), seed=0, trained_on="sepia")
+
+
+def test_run_trains_the_model_that_its_configuration_says(small_images, weights):
+    train, test = small_images
+    configuration = replace(TINY, seed=5, beta=0.5, trained_on="binarised", max_lr=1e-3)
+    row = run(configuration)
+    torch.manual_seed(5)
+    model = models.mlp_vae(3)
+    history = fit(model, train.x, test.x, 1, seed=5, beta=0.5, max_lr=1e-3, binarised=True, progress=False)
+    options = {"seed": 5, "beta": 0.5, "trained_on": "binarised", "iw_samples": 7}
+    expected = result_row(model, history, train.x, test.x, **options)
+    timed = {"seconds", "digest"}
+    assert {k: v for k, v in row.items() if k not in timed} == {k: v for k, v in expected.items() if k not in timed}
+    assert row["digest"] == configuration.digest
+
+
+def test_a_run_repeated_gives_the_same_row(small_images):
+    assert run(TINY) == run(TINY)
+
+
+def test_a_row_bears_the_name_of_its_architecture(small_images):
+    row = run(replace(TINY, architecture="conv_ae", iw_samples=0, beta=0.0))
+    assert row["architecture"] == "conv_ae"
+
+
+def test_a_model_trained_but_not_scored_is_not_trained_again(small_images, monkeypatch):
+    first = run(TINY)
+
+    def refuse(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(checkpoints, "fit", refuse)
+    more = run(replace(TINY, iw_samples=20))
+    assert more["test_neg_elbo"] == first["test_neg_elbo"]
+    assert more["digest"] != first["digest"]
+
+
+def test_ctrl_c_in_the_training_leaves_no_row(small_images, monkeypatch, table, ctrl_c):
+    real = checkpoints.fit
+    monkeypatch.setattr(checkpoints, "fit", lambda *args, **options: real(*args, **options | {"on_epoch": ctrl_c}))
+    with pytest.raises(KeyboardInterrupt):
+        run_study([TINY], table, progress=False)
+    assert not table.exists()
+
+
+# --- the table
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda: None,
+        lambda: ThreadPoolExecutor(2),
+        lambda: ProcessPoolExecutor(2, get_context("spawn")),
+    ],
+    ids=["here", "threads", "processes"],
+)
+def test_every_executor_gives_the_same_rows_in_the_order_asked(pool, table):
+    executor = pool()
+    frame = run_study(GRID, table, executor, work=row_of, progress=False)
+    if executor is not None:
+        executor.shutdown()
+    assert list(frame["digest"]) == [configuration.digest for configuration in GRID]
+    assert list(frame["latent_dim"]) == [configuration.latent_dim for configuration in GRID]
+    assert set(pd.read_csv(table)["digest"]) == set(frame["digest"])
+
+
+def test_a_second_study_computes_only_what_is_new_and_keeps_the_old_rows_as_they_are(table):
+    run_study(GRID[:3], table, work=row_of, progress=False)
+    before = table.read_text().splitlines()
+    calls = []
+    frame = run_study(GRID[2:], table, work=lambda c: calls.append(c) or row_of(c), progress=False)
+    assert calls == GRID[3:]
+    assert list(frame["digest"]) == [configuration.digest for configuration in GRID[2:]]
+    assert table.read_text().splitlines()[: len(before)] == before
+
+
+def test_a_repeated_configuration_counts_once(table):
+    calls = []
+    frame = run_study([TINY, TINY], table, work=lambda c: calls.append(c) or row_of(c), progress=False)
+    assert len(calls) == len(frame) == 1
+
+
+def test_a_changed_configuration_is_never_taken_for_a_finished_one(table):
+    run_study([TINY], table, work=row_of, progress=False)
+    calls = []
+    changed = replace(TINY, n_epochs=2)
+    run_study([changed], table, work=lambda c: calls.append(c) or row_of(c), progress=False)
+    assert calls == [changed]
+    assert len(pd.read_csv(table)) == 2
+
+
+def test_rows_may_have_columns_that_others_lack(table):
+    run_study([GRID[0]], table, work=lambda c: row_of(c) | {"iw_nll": 90.5}, progress=False)
+    frame = run_study(GRID[:2], table, work=row_of, progress=False)
+    assert frame["iw_nll"].isna().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("executor", [None, "threads"])
+def test_one_failure_is_told_at_the_end_and_costs_no_other_row(table, executor):
+    def work(configuration):
+        if configuration == GRID[1]:
+            raise FloatingPointError("the loss is nan")
+        return row_of(configuration)
+
+    pool = ThreadPoolExecutor(2) if executor else None
+    with pytest.raises(ExceptionGroup, match=f"1 of {len(GRID)} configurations failed") as caught:
+        run_study(GRID, table, pool, work=work, progress=False)
+    assert "the loss is nan" in str(caught.value.exceptions[0])
+    assert len(pd.read_csv(table)) == len(GRID) - 1
+
+
+@pytest.mark.parametrize("content", ["", "architecture,seed\nmlp,0\n", "digest,seed\nabc\n", "digest,seed\nabc,0,1\n"])
+def test_a_file_of_something_else_is_refused_and_left_alone(table, content):
+    table.write_text(content)
+    if not content:
+        run_study([TINY], table, work=row_of, progress=False)  # an empty file holds nothing to lose
+        return
+    with pytest.raises(ValueError, match=r"not a table of run_study, or is damaged"):
+        run_study([TINY], table, work=row_of, progress=False)
+    assert table.read_text() == content
+
+
+def test_a_write_that_fails_leaves_the_old_table(table, monkeypatch):
+    run_study(GRID[:2], table, work=row_of, progress=False)
+    before = table.read_text()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_study(GRID[:3], table, work=row_of, progress=False)
+    assert table.read_text() == before
+    assert [path.name for path in table.parent.iterdir()] == [table.name]
+
+
+SCRIPT = """
+from pathlib import Path
+from tests.test_study import GRID, logged_row
+from tme_utils.study import run_study
+run_study(GRID, Path({table!r}), work=logged_row, progress=False)
+"""
+
+
+def test_killed_again_and_again_a_study_loses_no_row_and_repeats_none(table, tmp_path):
+    calls = tmp_path / "calls"
+    calls.touch()
+    environment = os.environ | {"CALLS": str(calls)}
+    kills = 0
+    for _ in range(3 * len(GRID)):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT.format(table=str(table))], cwd=paths.ROOT, env=environment
+        )
+        known = len(table.read_text().splitlines()) if table.exists() else 0
+        while process.poll() is None and (len(table.read_text().splitlines()) if table.exists() else 0) < known + 2:
+            time.sleep(0.005)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0
+    assert kills >= 2
+    with table.open() as file:
+        digests = [row["digest"] for row in csv.DictReader(file)]
+    assert sorted(digests) == sorted(configuration.digest for configuration in GRID)
+    # At each kill at most the one row being computed was lost; a finished one was never computed again.
+    assert len(calls.read_text().splitlines()) <= len(GRID) + kills
+
+
+# --- the command
+
+
+def test_the_command_fills_the_table_of_its_name(monkeypatch, tmp_path):
+    monkeypatch.setenv("TME_FIGURES", str(tmp_path))
+    monkeypatch.setattr(study, "TABLES", {"09_test": GRID[:2]})
+    monkeypatch.setattr(study, "run_study", partial(run_study, work=row_of, progress=False))
+    for workers in ("1", "2"):
+        monkeypatch.setattr(sys, "argv", ["study", "09_test", "--workers", workers])
+        study.main()
+        assert len(pd.read_csv(tmp_path / "09_test.csv")) == 2
+        (tmp_path / "09_test.csv").unlink()
