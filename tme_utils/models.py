@@ -162,7 +162,8 @@ class _Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.change(x)
+        change: Tensor = self.change(x)
+        return x + change
 
 
 def residual_vae(latent_dim: int = 32, channels: tuple[int, int] = (32, 64), hidden: int = 512) -> VAE:
