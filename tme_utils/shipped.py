@@ -30,7 +30,7 @@ RECIPES = {
     # Two dimensions leave the decoder all the work: three hidden layers each way instead of the handout's one.
     "mlp_2d": Recipe(partial(models.mlp_vae, latent_dim=2, hidden=(512, 512, 256)), 30, 2e-3),
     "conv_2d": Recipe(partial(models.conv_vae, latent_dim=2), 30, 4e-3),
-    "conv_20d": Recipe(partial(models.conv_vae, latent_dim=20), 30, 4e-3),
+    "conv_20d": Recipe(partial(models.conv_vae, latent_dim=20), 10, 4e-3),
 }
 
 

@@ -1,0 +1,177 @@
+"""The latent explorer in a real JupyterLab in headless Chromium: ``python -m benchmarks.explorer``.
+
+For the shipped MLP VAE and for a convolutional one:
+
+(a) milliseconds from a step of the z1 slider (an arrow key pressed on its handle) to the changed pixels of the large
+    digit, median and 95th percentile;
+(b) frames per second in which the digit changed while the handle was dragged without a pause, and how many frames the
+    browser drew in all;
+(c) the largest difference between browser and torch over 200 z and 200 test images, in grey levels and in mu;
+(d) the size of the page that ``to_html`` writes with 2,000 test images.
+"""
+
+import argparse
+import statistics
+import tempfile
+import zlib
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+import torch
+from playwright.sync_api import Browser, Page
+from torch import Tensor
+
+from benchmarks.browser import jupyter_lab, open_browser, run_all, write_notebook
+from tme_utils.data import load_mnist
+from tme_utils.explorer import FRONT_END, LatentExplorer, pack_networks
+from tme_utils.models import VAE, conv_vae
+from tme_utils.shipped import shipped_model
+from tme_utils.training import fit
+
+N_IMAGES = 2000
+CELL = """
+import torch
+from tme_utils.data import load_mnist
+from tme_utils.explorer import LatentExplorer
+test = load_mnist("test")
+LatentExplorer(torch.load("{name}.pt", weights_only=False), test.x[:{n}], test.y[:{n}])
+"""
+
+# Each step: note when the key event began, press, and look at the digit until its pixels differ.
+LATENCY = """
+async (nSteps) => {
+  const digit = document.querySelector(".tme-explorer .large").getContext("2d");
+  const pixels = () => digit.getImageData(0, 0, 28, 28).data.join();
+  const handle = document.querySelector(".noUi-handle");
+  const channel = new MessageChannel();
+  const pause = () => new Promise((next) => { channel.port1.onmessage = next; channel.port2.postMessage(0); });
+  const rest = (ms) => new Promise((next) => setTimeout(next, ms));
+  const times = [];
+  for (let i = 0; i < nSteps; i++) {
+    await rest(20 + 20 * Math.random());  // steps of a hand, at any moment of a frame
+    const before = pixels();
+    const key = i % 40 < 20 ? "ArrowRight" : "ArrowLeft";
+    const start = performance.now();
+    handle.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+    while (pixels() === before && performance.now() < start + 2000) await pause();
+    times.push(performance.now() - start);
+  }
+  return times;
+}
+"""
+
+# One movement of the pointer in each frame, as a browser reports them, for some seconds.
+FRAMES = """
+async (seconds) => {
+  const digit = document.querySelector(".tme-explorer .large").getContext("2d");
+  const pixels = () => digit.getImageData(0, 0, 28, 28).data.join();
+  const handle = document.querySelector(".noUi-handle");
+  const track = document.querySelector(".noUi-base").getBoundingClientRect();
+  const send = (target, type, clientX) => target.dispatchEvent(new MouseEvent(type, {
+    clientX, clientY: track.y, buttons: type === "mouseup" ? 0 : 1, bubbles: true, cancelable: true,
+  }));
+  const frame = () => new Promise(requestAnimationFrame);
+  send(handle, "mousedown", track.x + track.width / 2);
+  let [before, drawn, changed] = [pixels(), 0, 0];
+  const start = await frame();
+  let now = start;
+  while (now < start + 1000 * seconds) {
+    const beat = ((now - start) / 1000) % 2;  // to and fro at one speed: each frame brings another value
+    const place = 0.2 + 0.6 * Math.abs(beat - 1);
+    send(document.documentElement, "mousemove", track.x + track.width * place);
+    now = await frame();
+    const after = pixels();
+    drawn += 1;
+    changed += after !== before;
+    before = after;
+  }
+  send(document.documentElement, "mouseup", track.x + track.width / 2);
+  return { drawn: 1000 * drawn / (now - start), changed: 1000 * changed / (now - start) };
+}
+"""
+
+PARITY = """
+async ({ source, networks, weights, z, x }) => {
+  const module = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+  const bytes = Uint8Array.from(atob(weights), (character) => character.charCodeAt(0));
+  const loaded = await module.loadNetworks(networks, new DataView(bytes.buffer));
+  return {
+    probs: z.map(([z1, z2]) => Array.from(module.decode(loaded, z1, z2))),
+    posteriors: x.map((image) => module.encode(loaded, Float32Array.from(image))),
+  };
+}
+"""
+
+
+def in_browser(page: Page, model: VAE, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the front end computes: probs (n, 784) from z (n, 2); mu and std, (m, 2) each, from x (m, 1, 28, 28)."""
+    networks, weights = pack_networks(model)
+    arguments: dict[str, Any] = {
+        "source": (FRONT_END / "explorer.js").read_text(encoding="utf-8"),
+        "networks": networks,
+        "weights": b64encode(zlib.compress(weights)).decode(),
+        "z": z.tolist(),
+        "x": x.flatten(1).tolist(),
+    }
+    result = page.evaluate(PARITY, arguments)
+    mu, std = (torch.tensor([posterior[name] for posterior in result["posteriors"]]) for name in ("mu", "std"))
+    return torch.tensor(result["probs"]), mu, std
+
+
+@torch.no_grad()
+def differences(page: Page, model: VAE, z: Tensor, x: Tensor) -> tuple[float, float]:
+    """Largest difference between browser and torch: in grey levels of 255 over z, in mu over x."""
+    probs, mu, _ = in_browser(page, model, z, x)
+    grey = 255 * (probs - model.decode(z).sigmoid().flatten(1)).abs().max()
+    return float(grey), float((mu - model.encode(x)[0]).abs().max())
+
+
+def new_models(folder: Path) -> dict[str, VAE]:
+    """The shipped MLP, and a convolutional VAE trained just enough to spread its posteriors; both saved as NAME.pt."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        conv = conv_vae(2)
+    x_train = load_mnist("train").x[:3000]
+    fit(conv, x_train, x_train[:100], 8, progress=False)
+    models = {"mlp": shipped_model("mlp_2d")[0], "conv": conv}
+    for name, model in models.items():
+        torch.save(model, folder / f"{name}.pt")
+    return models
+
+
+def report(name: str, model: VAE, browser: Browser, address: str, folder: Path, n_steps: int, seconds: float) -> None:
+    test = load_mnist("test")
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    z = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    grey, mu = differences(page, model, z, test.x[:200])
+    write_notebook(folder / f"{name}.ipynb", CELL.format(name=name, n=N_IMAGES))
+    run_all(page, address, f"{name}.ipynb")
+    page.wait_for_timeout(2000)  # Lab has its own work to finish
+    page.evaluate(LATENCY, 20)
+    times = page.evaluate(LATENCY, n_steps)
+    frames = page.evaluate(FRAMES, seconds)
+    page.close()
+    html = LatentExplorer(model, test.x[:N_IMAGES], test.y[:N_IMAGES]).to_html(folder / f"{name}.html")
+    print(f"{name}: slider step to changed pixels, {n_steps} steps:", end=" ")
+    print(f"median {statistics.median(times):.1f} ms, 95th percentile {statistics.quantiles(times, n=20)[-1]:.1f} ms")
+    print(f"  dragging for {seconds:g} s: {frames['changed']:.1f} changed frames/s of {frames['drawn']:.1f} drawn")
+    print(f"  browser against torch: at most {grey:.2f} grey levels of 255, {mu:.1e} in mu")
+    print(f"  page with {N_IMAGES:,} images: {html.stat().st_size / 1e6:.2f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time the latent explorer in JupyterLab in headless Chromium.")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        models = new_models(folder)
+        with jupyter_lab(folder) as address, open_browser() as browser:
+            for architecture, model in models.items():
+                report(architecture, model, browser, address, folder, arguments.steps, arguments.seconds)
+
+
+if __name__ == "__main__":
+    main()

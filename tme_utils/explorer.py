@@ -1,0 +1,249 @@
+"""The live latent explorer: two sliders and a plane of test images, decoded in the browser, with or without Jupyter.
+
+``explorer.js`` and ``explorer.css`` beside this file are its front end, in a notebook and in the page alike.
+"""
+
+import html
+import json
+import zlib
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import ipywidgets
+import torch
+import traitlets
+from torch import Tensor, nn
+
+from tme_utils import paths
+from tme_utils.models import IMAGE_SHAPE, VAE
+
+FRONT_END = Path(__file__).parent
+STEP = 0.01
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_INTEGER = 2**15 - 1
+SUPPORTED = "Flatten, Unflatten, Linear, ReLU, Conv2d and ConvTranspose2d, in a Sequential"
+
+
+class FrontEnd(anywidget.AnyWidget):
+    """What travels to ``explorer.js``; see there how each is read. All ``Bytes`` are compressed by zlib."""
+
+    _esm = FRONT_END / "explorer.js"
+    _css = FRONT_END / "explorer.css"
+    networks = traitlets.Dict().tag(sync=True)
+    weights = traitlets.Bytes().tag(sync=True)
+    images = traitlets.Bytes().tag(sync=True)
+    labels = traitlets.Bytes().tag(sync=True)
+    mu = traitlets.Bytes().tag(sync=True)
+    limit = traitlets.Float().tag(sync=True)
+    z1 = traitlets.Float().tag(sync=True)
+    z2 = traitlets.Float().tag(sync=True)
+    own_sliders = traitlets.Bool(False).tag(sync=True)
+
+
+class LatentExplorer:
+    """Walk through a 2-D latent space: as a cell's last expression it shows the sliders and the plane.
+
+    The browser holds the encoder and the decoder, and no step of a walk asks Python. A weight travels as a 16-bit
+    integer times a scale of its tensor; ``python -m benchmarks.explorer`` measures what that costs.
+
+    Args:
+        model: a VAE with ``latent_dim`` 2, of the layers that :mod:`tme_utils.models` uses.
+        x: images (N, 1, 28, 28) in [0, 1]: the dots of the plane, and the neighbours shown beside the digit. A
+            thousand of them take about 0.2 MB of the page.
+        y: their labels, integers from 0 to 9, (N,).
+        z: the point where the walk begins.
+        poster: a PNG image that stands where no widget can run, such as on GitHub.
+
+    Attributes:
+        z1, z2: the sliders; ``z1.value`` follows the front end and moves it.
+        widget: both sliders above the plane, to be placed in another layout.
+
+    Raises:
+        ValueError: if the latent space is not 2-D, a layer is not supported, a weight is NaN or infinite, an image
+            or a label is out of shape or range, z lies outside the plane or the poster is no PNG.
+    """
+
+    def __init__(
+        self, model: VAE, x: Tensor, y: Tensor, z: tuple[float, float] = (0.0, 0.0), poster: bytes | None = None
+    ) -> None:
+        """Check everything, then make the widgets; they appear when the explorer is displayed."""
+        networks, weights = pack_networks(model)
+        _check_images(x, y)
+        if poster is not None and not poster.startswith(PNG_SIGNATURE):
+            raise ValueError(f"poster must be the bytes of a PNG image, got {poster[:8]!r}...")
+        mu = _means(model, x)
+        limit = float(mu.abs().max().mul(1.02).clamp(min=4.0).mul(10).ceil()) / 10
+        if len(z) != 2 or not all(abs(value) <= limit for value in z):
+            raise ValueError(f"z must be two numbers between {-limit} and {limit}, got {z!r}")
+
+        self._name = f"LatentExplorer({model.config.get('architecture', 'VAE')}, {len(x):,} images)"
+        self._poster = poster
+        self._front_end = FrontEnd(
+            networks=networks,
+            weights=zlib.compress(weights, 9),
+            images=zlib.compress(x.mul(255).round().to(torch.uint8).cpu().numpy().tobytes(), 9),
+            labels=zlib.compress(y.to(torch.uint8).cpu().numpy().tobytes(), 9),
+            mu=zlib.compress(mu.numpy().astype("<f4").tobytes(), 9),
+            limit=limit,
+            z1=z[0],
+            z2=z[1],
+        )
+        self.z1, self.z2 = (
+            ipywidgets.FloatSlider(
+                value,
+                min=-limit,
+                max=limit,
+                step=STEP,
+                description=name,
+                style={"description_width": "2em"},
+                layout=ipywidgets.Layout(width="440px"),
+            )
+            for name, value in zip(("z₁", "z₂"), z, strict=True)
+        )
+        sliders = ipywidgets.HBox([self.z1, self.z2], layout=ipywidgets.Layout(flex_flow="row wrap"))
+        self.widget = ipywidgets.VBox([sliders, self._front_end])
+        for slider, name in [(self.z1, "z1"), (self.z2, "z2")]:
+            ipywidgets.jslink((slider, "value"), (self._front_end, name))
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        bundle: dict[str, Any] = self.widget._repr_mimebundle_() | {"text/plain": repr(self)}
+        if self._poster is not None:
+            bundle["image/png"] = b64encode(self._poster).decode()
+        return bundle
+
+    def to_html(self, path: Path | str, title: str = "The latent plane of a VAE") -> Path:
+        """Write the explorer as one page that needs neither Python nor a network, and return its path.
+
+        The page opens at the sliders' present values.
+
+        Args:
+            path: the file to write, whole or not at all.
+            title: its heading.
+        """
+        traits = {name: getattr(self._front_end, name) for name in FrontEnd.class_own_traits(sync=True)}
+        packed = {name: b64encode(value).decode() for name, value in traits.items() if isinstance(value, bytes)}
+        plain = traits | {"own_sliders": True, "z1": self.z1.value, "z2": self.z2.value}
+        page = PAGE.format(
+            title=html.escape(title),
+            css=(FRONT_END / "explorer.css").read_text(encoding="utf-8"),
+            script=(FRONT_END / "explorer.js").read_text(encoding="utf-8"),
+            traits=json.dumps({name: value for name, value in plain.items() if name not in packed}),
+            packed=json.dumps(packed),
+        )
+        path = Path(path)
+        with paths.atomic_write(path) as partial:
+            partial.write_text(page, encoding="utf-8")
+        return path
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --tme-background: light-dark(white, #181818); }}
+body {{ margin: 24px auto; max-width: 940px; padding: 0 16px; }}
+body {{ background: var(--tme-background); color: light-dark(#222, #e6e6e6); }}
+h1 {{ font: 600 22px/1.3 system-ui, sans-serif; }}
+{css}</style>
+</head>
+<body>
+<h1>{title}</h1>
+<main><noscript>This page decodes digits in the browser: it needs JavaScript, and no network.</noscript></main>
+<script type="module">
+{script}
+const traits = {traits};
+for (const [name, text] of Object.entries({packed})) {{
+  traits[name] = new DataView(Uint8Array.from(atob(text), (character) => character.charCodeAt(0)).buffer);
+}}
+render({{ model: new PageModel(traits), el: document.querySelector("main") }});
+</script>
+</body>
+</html>
+"""
+
+
+def pack_networks(model: VAE) -> tuple[dict[str, list[dict[str, Any]]], bytes]:
+    """The layers of both networks, and their weights as the front end reads them.
+
+    Returns:
+        (networks, weights): lists of layers under "encoder" and "decoder", where each tensor has its shape and its
+        scale; and the 16-bit integers of all tensors in order, all low bytes before all high ones, because that
+        compresses better.
+
+    Raises:
+        ValueError: if the latent space is not 2-D, a layer is not supported, or a weight is NaN or infinite.
+    """
+    if model.latent_dim != 2:
+        raise ValueError(f"the explorer needs a model with latent_dim = 2, got latent_dim = {model.latent_dim}")
+    integers: list[Tensor] = []
+    networks = {
+        name: [_pack_layer(where, layer, integers) for where, layer in _leaves(network, name)]
+        for name, network in (("encoder", model.encoder), ("decoder", model.decoder))
+    }
+    values = torch.cat(integers).to(torch.int16).numpy().astype("<i2").view("uint8").reshape(-1, 2)
+    return networks, values.T.tobytes()
+
+
+def _leaves(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
+    """(name, layer) in the order of the forward pass; a Sequential may hold others."""
+    if type(module) is not nn.Sequential:
+        return [(name, module)]
+    return [leaf for key, child in module.named_children() for leaf in _leaves(child, f"{name}.{key}")]
+
+
+def _pack_layer(where: str, layer: nn.Module, integers: list[Tensor]) -> dict[str, Any]:
+    """Describe one layer for the front end; its weights, as integers, are appended to ``integers``."""
+
+    def pack(name: str) -> dict[str, Any]:
+        value = getattr(layer, name).detach().cpu().double()
+        if not value.isfinite().all():
+            raise ValueError(f"{where}.{name} holds NaN or infinite values; the explorer needs finite weights")
+        scale = max(float(value.abs().max()), 1e-30) / MAX_INTEGER
+        integers.append((value / scale).round().flatten())
+        return {"shape": list(value.shape), "scale": scale}
+
+    kind = type(layer)
+    described: dict[str, Any] = {"type": kind.__name__}
+    if kind is nn.ReLU or (isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (1, -1)):
+        return described
+    if isinstance(layer, nn.Unflatten) and layer.dim == 1:
+        return described | {"shape": list(layer.unflattened_size)}
+    is_plain = kind is nn.Linear
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        is_plain = (
+            len(set(layer.stride)) == len(set(layer.padding)) == 1  # no "same" or "valid" either
+            and (layer.groups, layer.dilation, layer.padding_mode) == (1, (1, 1), "zeros")
+            and not any(layer.output_padding)
+        )
+        described |= {"stride": layer.stride[0], "padding": layer.padding[0]}
+    if not is_plain or layer.bias is None:
+        raise ValueError(f"unsupported layer {where}: {layer}; the explorer runs {SUPPORTED}, with their plain options")
+    return described | {"weight": pack("weight"), "bias": pack("bias")}
+
+
+def _check_images(x: Tensor, y: Tensor) -> None:
+    if x.shape[1:] != IMAGE_SHAPE or len(x) == 0:
+        raise ValueError(f"x must have shape (N, 1, 28, 28) with N >= 1, got {tuple(x.shape)}")
+    if not ((x >= 0) & (x <= 1)).all():
+        raise ValueError(f"x must lie in [0, 1], got values from {float(x.min())} to {float(x.max())}")
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"y must have shape ({len(x)},), one label for each image, got {tuple(y.shape)}")
+    if y.is_floating_point() or not ((y >= 0) & (y <= 9)).all():
+        raise ValueError(f"y must hold integers from 0 to 9, got {y.dtype} from {y.min()} to {y.max()}")
+
+
+@torch.no_grad()
+def _means(model: VAE, x: Tensor) -> Tensor:
+    """Posterior mean of each image, (N, 2), on the CPU."""
+    parameter = next(model.parameters())
+    parts = [model.encode(part.to(parameter.device, parameter.dtype))[0] for part in x.split(1000)]
+    return torch.cat(parts).float().cpu()
