@@ -55,41 +55,49 @@ def test_a_table_of_other_architectures_is_refused(match):
         plots_study.seed_dots(match.assign(architecture="flow"), {"score": "a title"})
 
 
-def test_power_of_a_constant_and_of_a_checkerboard():
-    constant, board = np.ones((2, 1, 28, 28)), np.indices((28, 28)).sum(axis=0) % 2 * 2.0 - 1
-    power = plots_study.mean_power(constant)
-    assert power[0, 0] == pytest.approx(784**2)
-    assert power.sum() == pytest.approx(784**2)
-    power = plots_study.mean_power(np.broadcast_to(board, (3, 1, 28, 28)))
-    assert power[14, 14] == pytest.approx(784**2)
-    assert power.sum() == pytest.approx(784**2)
+def test_power_of_a_constant_and_of_stripes_is_where_it_belongs():
+    rows = np.indices((28, 28))[0]
+    power = plots_study.axis_power(np.ones((2, 1, 28, 28)))
+    assert power[0] == pytest.approx(784**2 / 4)  # one of the four frequencies averaged over
+    assert power[1:] == pytest.approx(0, abs=1e-12)
+    for period, place in [(2, 14), (7, 4)]:
+        wave = np.cos(2 * np.pi * rows / period)
+        power = plots_study.axis_power(np.broadcast_to(wave, (3, 1, 28, 28)))
+        assert power.argmax() == place
 
 
-def test_mean_power_is_a_mean_over_images_not_the_power_of_the_mean():
+def test_both_axes_count_alike(random_images):
+    x = random_images(3).numpy()
+    turned = np.swapaxes(x, 2, 3)
+    np.testing.assert_allclose(plots_study.axis_power(x), plots_study.axis_power(turned))
+
+
+def test_power_is_a_mean_over_images_not_the_power_of_the_mean():
     images = np.stack([np.ones((1, 28, 28)), -np.ones((1, 28, 28))])
-    assert plots_study.mean_power(images)[0, 0] == pytest.approx(784**2)
+    assert plots_study.axis_power(images)[0] == pytest.approx(784**2 / 4)
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (0, 1, 28, 28), (3, 28, 28), (3, 1, 14, 28)])
 def test_spectra_of_something_else_are_refused(shape):
     with pytest.raises(ValueError, match=r"need images \(N, 1, 28, 28\), got"):
-        plots_study.mean_power(np.ones(shape))
+        plots_study.axis_power(np.ones(shape))
 
 
-def test_spectra_share_one_scale_and_put_the_constant_in_the_middle():
-    fig = plots_study.spectra({"bright": np.ones((2, 1, 28, 28)) + 1e-3, "dark": np.full((2, 1, 28, 28), 0.1)})
-    first, second = (ax.images[0] for ax in fig.axes[:2])
-    assert first.get_clim() == second.get_clim()
-    values = np.asarray(first.get_array())
-    assert np.unravel_index(values.argmax(), values.shape) == (14, 14)
-    assert "power (dB below the largest)" in texts(fig.axes[-1])
+def test_spectra_are_lines_named_after_their_sets_up_to_half_a_cycle_per_pixel(random_images):
+    fig = plots_study.spectra({"test images": random_images(2), "conv, untrained": random_images(2, 1)})
+    fig.canvas.draw()
+    assert {"test images", "conv, untrained", "power (dB)"} <= texts(fig.axes[0])
+    for line, seed in zip(fig.axes[0].lines, (0, 1), strict=True):
+        assert line.get_xdata()[-1] == 0.5
+        expected = 10 * np.log10(plots_study.axis_power(random_images(2, seed))[1:])
+        np.testing.assert_allclose(line.get_ydata(), expected)
 
 
 def test_the_histogram_counts_every_image_on_its_side():
     fig = plots_study.difference_histogram([-3.0, 1.0, 2.0, 5.0], ["mlp", "conv"])
     heights = [[patch.get_height() for patch in container] for container in fig.axes[0].containers]
     assert [sum(bars) for bars in heights] == [1, 3]
-    assert {"mlp rebuilds better: 25 % of the images", "conv rebuilds better: 75 % of the images"} <= texts(fig.axes[0])
+    assert {"mlp better:\n25 % of the images", "conv better:\n75 % of the images"} <= texts(fig.axes[0])
 
 
 def test_a_bound_is_one_line_for_each_seed_beside_what_others_published():

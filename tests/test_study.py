@@ -126,7 +126,7 @@ def test_the_tables_ask_for_at_least_three_seeds_of_every_model():
     for name, configurations in study.TABLES.items():
         seeds = {}
         for configuration in configurations:
-            seeds.setdefault(replace(configuration, seed=0), set()).add(configuration.seed)
+            seeds.setdefault(replace(configuration, seed=0, iw_samples=0), set()).add(configuration.seed)
         assert all(len(found) >= 3 for found in seeds.values()), name
 
 

@@ -166,7 +166,7 @@ class _Residual(nn.Module):
         return x + change
 
 
-def residual_vae(latent_dim: int = 32, channels: tuple[int, int] = (32, 64), hidden: int = 512) -> VAE:
+def residual_vae(latent_dim: int = 32, channels: tuple[int, int] = (32, 64), hidden: int = 256) -> VAE:
     """A stronger convolutional VAE: SiLU instead of ReLU, and a residual block at 7 by 7 in each network.
 
     SiLU, a * sigmoid(a), is smooth where ReLU has a corner and passes a gradient where ReLU passes none.
