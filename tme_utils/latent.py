@@ -1,14 +1,24 @@
-"""Constructions in latent space."""
+r"""Constructions in latent space: grids, traversals, paths, neighbours, the aggregated posterior; shapes of digits."""
+
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tme_utils.gaussian import log_prob
 
-def prior_grid(n: int) -> Tensor:
+BLOCK = 4_000_000  # numbers at once: 32 MB in float64, and few enough blocks for two threads to share
+N_SIDE = 28
+SMALL_ANGLE = 1e-4  # radians; below it the arc and its chord differ by less than 1e-9 of their length
+
+
+def prior_grid(n: int, dtype: torch.dtype | None = None) -> Tensor:
     """An n by n grid of 2-D codes at equal steps of the prior's probability, (n, n, 2).
 
     Each coordinate takes the quantiles (i + 1/2) / n of N(0, 1), so that every cell of the grid holds the same
-    prior mass. The first index runs over z_2, the second over z_1: ``grid[i, j] = (quantile j, quantile i)``.
+    prior mass, and an average over the grid is the midpoint rule for an average over the prior. The first index
+    runs over z_2, the second over z_1: ``grid[i, j] = (quantile j, quantile i)``.
 
     Raises:
         ValueError: if n is not positive.
@@ -17,6 +27,194 @@ def prior_grid(n: int) -> Tensor:
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    quantiles = torch.special.ndtri((torch.arange(n) + 0.5) / n)
+    quantiles = torch.special.ndtri((torch.arange(n, dtype=dtype or torch.get_default_dtype()) + 0.5) / n)
     z2, z1 = torch.meshgrid(quantiles, quantiles, indexing="ij")
     return torch.stack([z1, z2], dim=-1)
+
+
+def traversals(z: Tensor, dims: Tensor, values: Tensor) -> Tensor:
+    """Copies of each code in which one coordinate at a time takes each of the values, the others unchanged.
+
+    Args:
+        z: base codes, (N, latent_dim).
+        dims: coordinates to replace, integers (D,).
+        values: what to put there, (V,), in standard deviations of the prior.
+
+    Returns:
+        Codes, (N, D, V, latent_dim).
+
+    Raises:
+        ValueError: if z is not (N, latent_dim), or a coordinate does not exist.
+    """
+    if z.dim() != 2:
+        raise ValueError(f"z must be (N, latent_dim), got {tuple(z.shape)}")
+    if len(dims) and not (dims.min() >= 0 and dims.max() < z.shape[1]):
+        raise ValueError(f"dims must lie in 0 to {z.shape[1] - 1}, got {dims.tolist()}")
+    codes = z[:, None, None].repeat(1, len(dims), len(values), 1)
+    for i, dim in enumerate(dims.tolist()):
+        codes[:, i, :, dim] = values
+    return codes
+
+
+def lerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
+    r"""Straight path :math:`(1 - t)\, z_0 + t\, z_1`.
+
+    Args:
+        start: codes at t = 0, (..., d).
+        end: codes at t = 1, (..., d).
+        t: positions, (T,).
+
+    Returns:
+        Codes along the path, (T, ..., d).
+    """
+    t = t.reshape(-1, *[1] * start.dim())
+    return (1 - t) * start + t * end
+
+
+def slerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
+    r"""Spherical path: the direction turns at constant speed, the norm changes linearly.
+
+    With :math:`\Omega` the angle between both codes and :math:`\hat z = z / \lVert z \rVert`,
+
+    .. math:: z(t) = \big((1 - t) \lVert z_0 \rVert + t \lVert z_1 \rVert\big)
+              \frac{\sin((1 - t)\Omega)\, \hat z_0 + \sin(t\Omega)\, \hat z_1}{\sin\Omega}.
+
+    Shoemake's formula is for unit vectors. Applied to codes of different norms as they are, it goes astray where they
+    are nearly opposite: the division by :math:`\sin\Omega` then magnifies the difference of their norms.
+
+    Args:
+        start: codes at t = 0, (..., d).
+        end: codes at t = 1, (..., d).
+        t: positions, (T,).
+
+    Returns:
+        Codes along the path, (T, ..., d). Codes in one direction are joined by the straight path.
+
+    Raises:
+        ValueError: if a code is zero, or two codes point in opposite directions, where no arc is the shortest.
+
+    Source: Shoemake (1985); White (2016) for latent codes.
+    """
+    norms = torch.stack([start.norm(dim=-1, keepdim=True), end.norm(dim=-1, keepdim=True)])
+    if not (norms > 0).all():
+        raise ValueError("a code of norm 0 has no direction: slerp needs codes that are not zero")
+    first, last = start / norms[0], end / norms[1]
+    omega = torch.acos((first * last).sum(-1, keepdim=True).clamp(-1, 1))
+    if (math.pi - omega < SMALL_ANGLE).any():
+        raise ValueError("slerp is undefined between codes in opposite directions")
+    s = t.reshape(-1, *[1] * start.dim())
+    arc = (torch.sin((1 - s) * omega) * first + torch.sin(s * omega) * last) / torch.sin(omega)
+    return lerp(norms[0], norms[1], t) * torch.where(omega < SMALL_ANGLE, lerp(first, last, t), arc)
+
+
+def nearest(z: Tensor, known: Tensor, k: int) -> Tensor:
+    """Which of the known codes are nearest to each code.
+
+    Args:
+        z: codes, (M, d).
+        known: codes to choose from, (N, d).
+        k: how many, at most N.
+
+    Returns:
+        Indices into ``known``, (M, k), the nearest first. A code that is itself among the known ones comes first
+        in its own row.
+
+    Raises:
+        ValueError: if k is not between 1 and N.
+    """
+    if not 1 <= k <= len(known):
+        raise ValueError(f"k must lie between 1 and the {len(known)} known codes, got {k}")
+    parts = [
+        torch.cdist(block, known, compute_mode="donot_use_mm_for_euclid_dist").topk(k, largest=False).indices
+        for block in z.split(max(1, BLOCK // len(known)))
+    ]
+    return torch.cat(parts)
+
+
+def aggregated_log_prob(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    r"""Log-density of the aggregated posterior :math:`q(z) = \frac1N \sum_n N(z; \mu_n, \mathrm{diag}(\sigma_n^2))`.
+
+    Args:
+        z: points, (..., d).
+        mu: posterior means of N images, (N, d).
+        logvar: their log-variances, (N, d).
+
+    Returns:
+        Log-densities in nats, (...).
+
+    Raises:
+        ValueError: if the shapes do not fit.
+
+    Source: Hoffman and Johnson (2016); Makhzani et al. (2015) for the name.
+    """
+    if mu.dim() != 2 or len(mu) == 0 or z.shape[-1] != mu.shape[1]:
+        raise ValueError(f"need z (..., d) and mu (N, d) with N >= 1, got {tuple(z.shape)} and {tuple(mu.shape)}")
+    points = z.reshape(-1, 1, z.shape[-1])
+    parts = [log_prob(block, mu, logvar).logsumexp(dim=1) for block in points.split(max(1, BLOCK // mu.numel()))]
+    return torch.cat(parts).reshape(z.shape[:-1]) - math.log(len(mu))
+
+
+class Shape(NamedTuple):
+    """What can be measured on a digit; each (...), one number for each image.
+
+    Attributes:
+        ink: sum of the pixels.
+        thickness: of the stroke, in pixels: twice the ink over the length of its outline.
+        slant: lean of the digit to the right, in degrees from upright.
+        width: extent across once the slant is undone, in pixels.
+        height: extent from bottom to top, in pixels.
+    """
+
+    ink: Tensor
+    thickness: Tensor
+    slant: Tensor
+    width: Tensor
+    height: Tensor
+
+
+def measure_shape(images: Tensor) -> Shape:
+    r"""Measure ink, stroke thickness, slant, width and height of digits, from moments and outline alone.
+
+    A stroke of thickness w and length L has the area wL and an outline of about 2L, so w is twice the area over
+    the outline; the outline of a grey image is its total variation :math:`\sum |\nabla x|`, which a soft edge
+    leaves unchanged. With :math:`C` the covariance of the ink's positions, u to the right and v upwards, the slant
+    is :math:`\arctan(C_{uv} / C_{vv})`, the shear that deslanting undoes. An even bar of length L has variance
+    :math:`L^2 / 12`: the extents are :math:`\sqrt{12}` standard deviations, that of the width after the slant is
+    undone.
+
+    Args:
+        images: digits in [0, 1], ink at 1, (..., 1, 28, 28).
+
+    Returns:
+        ``Shape``, each (...).
+
+    Raises:
+        ValueError: if the images have another shape, or one holds no ink.
+    """
+    if images.shape[-3:] != (1, N_SIDE, N_SIDE):
+        raise ValueError(f"images must end in (1, 28, 28), got {tuple(images.shape)}")
+    x = images[..., 0, :, :]
+    ink = x.sum(dim=(-2, -1))
+    if not (ink > 0).all():
+        raise ValueError("an image without ink has no shape")
+    axis = torch.arange(N_SIDE).to(x)
+    u, v = axis.expand(N_SIDE, N_SIDE), axis.flip(0)[:, None].expand(N_SIDE, N_SIDE)
+
+    def mean(values: Tensor) -> Tensor:
+        return (x * values).sum(dim=(-2, -1)) / ink
+
+    c_uu = mean(u * u) - mean(u).square()
+    c_uv = mean(u * v) - mean(u) * mean(v)
+    c_vv = (mean(v * v) - mean(v).square()).clamp(min=1 / 12)  # a single row of pixels is one pixel high
+    padded = torch.nn.functional.pad(x, (1, 1, 1, 1))
+    across, down = padded.diff(dim=-1), padded.diff(dim=-2)
+    # Both differences at the corner between four pixels: the same for an image and its mirror image.
+    across, down = (across[..., 1:, :] + across[..., :-1, :]) / 2, (down[..., 1:] + down[..., :-1]) / 2
+    outline = torch.sqrt(across.square() + down.square()).sum(dim=(-2, -1))
+    return Shape(
+        ink=ink,
+        thickness=2 * ink / outline,
+        slant=torch.rad2deg(torch.atan2(c_uv, c_vv)),
+        width=torch.sqrt(12 * (c_uu - c_uv.square() / c_vv).clamp(min=1 / 12)),
+        height=torch.sqrt(12 * c_vv),
+    )

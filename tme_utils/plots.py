@@ -193,10 +193,12 @@ def latent_scatter(ax: Axes, mu: Any, y: Any, axis_names: Sequence[str] = ("$z_1
     if mu.ndim != 2 or mu.shape[1] != 2 or len(mu) != len(y):
         raise ValueError(f"need mu (N, 2) and N labels, got {mu.shape} and {y.shape}")
     palette = sns.color_palette("colorblind", 10)
+    limit = max(4.0, float(np.abs(mu).max()) * 1.02)
     # Drawn in one call, in the file's order, so that no class is painted over all the others.
     ax.scatter(mu[:, 0], mu[:, 1], c=np.array(palette)[y], s=4, alpha=0.5, linewidths=0, rasterized=True)
     labels = np.unique(y)
-    for label, centre in zip(labels, _apart([np.median(mu[y == label], axis=0) for label in labels]), strict=True):
+    medians = [np.median(mu[y == label], axis=0) for label in labels]
+    for label, centre in zip(labels, _apart(medians, 0.15 * limit), strict=True):
         text = ax.text(centre[0], centre[1], str(label), fontsize=14, fontweight="bold", ha="center", va="center")
         text.set_bbox({"facecolor": palette[label], "edgecolor": "black", "boxstyle": "circle,pad=0.2", "alpha": 0.9})
     for mass in (0.5, 0.95, 0.999):  # radius within which the 2-D standard normal has this mass
@@ -205,11 +207,10 @@ def latent_scatter(ax: Axes, mu: Any, y: Any, axis_names: Sequence[str] = ("$z_1
         diagonal = -radius * np.sqrt(0.5)
         text = ax.text(diagonal, diagonal, f"{100 * mass:g} %", fontsize=10, ha="center", va="center")
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "boxstyle": "round,pad=0.1", "alpha": 0.8})
-    limit = max(4.0, float(np.abs(mu).max()) * 1.02)
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel=axis_names[0], ylabel=axis_names[1])
 
 
-def _apart(centres: Sequence[npt.ArrayLike], distance: float = 0.6) -> npt.NDArray[np.floating]:
+def _apart(centres: Sequence[npt.ArrayLike], distance: float) -> npt.NDArray[np.floating]:
     """Push points (n, 2) that are closer than ``distance`` away from one another, so that their names stay legible."""
     points = np.array(centres, dtype=float)
     for _ in range(200):
