@@ -114,6 +114,6 @@ def run_all(page: Page, address: str, notebook: str) -> Locator:
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
     explorer = page.locator(".tme-explorer")
-    explorer.wait_for(timeout=float(os.environ.get("T", "120000")))
+    explorer.wait_for(timeout=300_000)  # a whole notebook may stand above it
     explorer.scroll_into_view_if_needed()
     return explorer

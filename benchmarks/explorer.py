@@ -1,6 +1,6 @@
 """The latent explorer in a real JupyterLab in headless Chromium: ``python -m benchmarks.explorer``.
 
-For the shipped MLP VAE and for a convolutional one:
+For the shipped MLP VAE and the shipped convolutional one:
 
 (a) milliseconds from a step of the z1 slider (an arrow key pressed on its handle) to the changed pixels of the large
     digit, median and 95th percentile;
@@ -25,17 +25,17 @@ from torch import Tensor
 from benchmarks.browser import jupyter_lab, open_browser, run_all, write_notebook
 from tme_utils.data import load_mnist
 from tme_utils.explorer import FRONT_END, LatentExplorer, pack_networks
-from tme_utils.models import VAE, conv_vae
+from tme_utils.models import VAE
 from tme_utils.shipped import shipped_model
-from tme_utils.training import fit
 
 N_IMAGES = 2000
+MODELS = {"mlp": "mlp_2d", "conv": "conv_2d"}  # names of shipped models
 CELL = """
-import torch
 from tme_utils.data import load_mnist
 from tme_utils.explorer import LatentExplorer
+from tme_utils.shipped import shipped_model
 test = load_mnist("test")
-LatentExplorer(torch.load("{name}.pt", weights_only=False), test.x[:{n}], test.y[:{n}])
+LatentExplorer(shipped_model("{name}")[0], test.x[:{n}], test.y[:{n}])
 """
 
 # Each step: note when the key event began, press, and look at the digit until its pixels differ.
@@ -127,25 +127,12 @@ def differences(page: Page, model: VAE, z: Tensor, x: Tensor) -> tuple[float, fl
     return float(grey), float((mu - model.encode(x)[0]).abs().max())
 
 
-def new_models(folder: Path) -> dict[str, VAE]:
-    """The shipped MLP, and a convolutional VAE trained just enough to spread its posteriors; both saved as NAME.pt."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        conv = conv_vae(2)
-    x_train = load_mnist("train").x[:3000]
-    fit(conv, x_train, x_train[:100], 8, progress=False)
-    models = {"mlp": shipped_model("mlp_2d")[0], "conv": conv}
-    for name, model in models.items():
-        torch.save(model, folder / f"{name}.pt")
-    return models
-
-
 def report(name: str, model: VAE, browser: Browser, address: str, folder: Path, n_steps: int, seconds: float) -> None:
     test = load_mnist("test")
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     z = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
     grey, mu = differences(page, model, z, test.x[:200])
-    write_notebook(folder / f"{name}.ipynb", CELL.format(name=name, n=N_IMAGES))
+    write_notebook(folder / f"{name}.ipynb", CELL.format(name=MODELS[name], n=N_IMAGES))
     run_all(page, address, f"{name}.ipynb")
     page.wait_for_timeout(2000)  # Lab has its own work to finish
     page.evaluate(LATENCY, 20)
@@ -165,12 +152,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=5.0)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        models = new_models(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         with jupyter_lab(folder) as address, open_browser() as browser:
-            for architecture, model in models.items():
-                report(architecture, model, browser, address, folder, arguments.steps, arguments.seconds)
+            for architecture, name in MODELS.items():
+                report(
+                    architecture, shipped_model(name)[0], browser, address, folder, arguments.steps, arguments.seconds
+                )
 
 
 if __name__ == "__main__":

@@ -7,25 +7,28 @@ import pandas as pd
 from tme_utils import paths
 
 START, END = "<!-- results", "<!-- end of results -->"
-COLUMNS = {
-    "architecture": "model",
-    "latent_dim": "latent dimension",
-    "n_epochs": "epochs",
-    "n_parameters": "parameters",
-    "train_neg_elbo": "train −ELBO",
-    "test_recon": "test recon",
-    "test_kl": "test KL",
-    "test_neg_elbo": "test −ELBO",
+MODEL = ["architecture", "latent_dim", "trained_on", "n_epochs", "n_parameters"]
+SCORES = {
+    "test_recon": "recon",
+    "test_kl": "KL",
+    "test_neg_elbo": "−ELBO",
+    "binarised_neg_elbo": "binarised −ELBO",
+    "iw_nll": "binarised −log p (samples)",
 }
-FORMATS = {"n_parameters": "{:,}"} | dict.fromkeys(
-    ["train_neg_elbo", "test_recon", "test_kl", "test_neg_elbo"], "{:.1f}"
-)
 
 
 def results_table(table: pd.DataFrame) -> str:
-    lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|---" * len(COLUMNS) + "|"]
-    for _, row in table.iterrows():
-        cells = [FORMATS.get(name, "{}").format(row[name]) for name in COLUMNS]
+    """One line for each model: mean ± standard deviation over its seeds, in nats per image of the test set."""
+    heads = ["model", "$d$", "trained on", "epochs", "parameters", "seeds", *SCORES.values()]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for model, rows in table.groupby(MODEL, sort=False):
+        most = rows[rows["iw_samples"] == rows["iw_samples"].max()]  # the tightest bound says most
+        cells = [*map(str, model[:-1]), f"{model[-1]:,}", str(rows["seed"].nunique())]
+        for score in SCORES:
+            values = (most if score == "iw_nll" else rows.drop_duplicates("seed"))[score]
+            spread = f" ± {values.std():.1f}" if len(values) > 1 else ""
+            samples = f" ({most['iw_samples'].iloc[0]:,})" if score == "iw_nll" else ""
+            cells.append(f"{values.mean():.1f}{spread}{samples}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -40,7 +43,8 @@ def with_results(readme: str, table: pd.DataFrame) -> str:
 
 def main() -> None:
     path = paths.ROOT / "README.md"
-    text = with_results(path.read_text(encoding="utf-8"), pd.read_csv(paths.ROOT / "figures" / "02_results.csv"))
+    tables = [pd.read_csv(paths.ROOT / "figures" / f"{name}.csv") for name in ("03_match", "03_literature")]
+    text = with_results(path.read_text(encoding="utf-8"), pd.concat(tables))
     with paths.atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from torch import nn
 
 from benchmarks.browser import PIXELS, find_browser, jupyter_lab, open_browser, run_all, write_notebook
-from benchmarks.explorer import differences, in_browser, new_models
-from tme_utils import models
+from benchmarks.explorer import CELL, MODELS, differences, in_browser
+from tme_utils import models, paths
 from tme_utils.explorer import LatentExplorer
+from tme_utils.shipped import shipped_model
 
 N_IMAGES = 500
 TIMEOUT = 60_000  # milliseconds: a busy machine is slow, not wrong
@@ -37,9 +39,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def vaes(folder):
-    """The shipped MLP and a briefly trained convolutional VAE."""
-    return new_models(folder)
+def vaes():
+    """The shipped MLP and the shipped convolutional VAE."""
+    return {architecture: shipped_model(name)[0] for architecture, name in MODELS.items()}
 
 
 @contextmanager
@@ -403,15 +405,11 @@ def test_nothing_is_wider_than_a_telephone(browser, files):
 
 
 @pytest.fixture(scope="module")
-def lab(browser, vaes, folder):
-    """A JupyterLab with a notebook for each model."""
-    for name in vaes:
-        write_notebook(
-            folder / f"{name}.ipynb",
-            "import torch\nfrom tme_utils.data import load_mnist\nfrom tme_utils.explorer import LatentExplorer",
-            f"model, test = torch.load('{name}.pt', weights_only=False), load_mnist('test')",
-            f"LatentExplorer(model, test.x[:{N_IMAGES}], test.y[:{N_IMAGES}])",
-        )
+def lab(browser, folder):
+    """A JupyterLab with a notebook for each model, and notebook 05."""
+    shutil.copy(paths.ROOT / "notebooks" / "05_latent_exploration.ipynb", folder)
+    for architecture, name in MODELS.items():
+        write_notebook(folder / f"{architecture}.ipynb", CELL.format(name=name, n=N_IMAGES))
     with jupyter_lab(folder) as address:
         yield address
 
@@ -419,6 +417,16 @@ def lab(browser, vaes, folder):
 def readouts(page):
     """The values that Jupyter's sliders show, to two decimals."""
     return [float(text.replace("−", "-")) for text in page.locator(".widget-readout").all_text_contents()]
+
+
+def drag(page, handle, distance):
+    """Drag the handle of a slider to the right by so many pixels."""
+    handle.scroll_into_view_if_needed()
+    box = handle.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + distance, box["y"], steps=10)
+    page.mouse.up()
 
 
 @pytest.mark.parametrize("architecture", ["mlp", "conv"])
@@ -431,11 +439,7 @@ def test_in_jupyterlab_sliders_and_plane_move_each_other_and_the_pixels_are_torc
         assert_shows(page, model, 0.0, 0.0)
         before = grey(page)
 
-        box = page.locator(".noUi-handle").first.bounding_box()
-        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        page.mouse.down()
-        page.mouse.move(box["x"] + 70, box["y"], steps=10)
-        page.mouse.up()
+        drag(page, page.locator(".noUi-handle").first, 70)
         assert readouts(page)[0] > 0.5
         assert marker(page) == pytest.approx(readouts(page), abs=0.0051)
         assert not torch.equal(before, grey(page))
@@ -446,3 +450,24 @@ def test_in_jupyterlab_sliders_and_plane_move_each_other_and_the_pixels_are_torc
         assert marker(page)[1] > 0.5
         assert readouts(page) == pytest.approx(marker(page), abs=0.0051)
         assert_shows(page, model, *marker(page))
+
+
+def test_notebook_05_runs_in_jupyterlab_and_both_its_explorers_are_alive(browser, lab, vaes):
+    with opened(browser) as page:
+        explorer = run_all(page, lab, "05_latent_exploration.ipynb")
+        handles = page.locator(".noUi-handle")  # two sliders of the kernel's version, then two of the browser's
+        assert handles.count() == 4
+
+        start, before = marker(page), grey(page)
+        drag(page, handles.nth(2), 70)
+        assert marker(page)[0] > start[0] + 0.5
+        assert not torch.equal(before, grey(page))
+        assert_shows(page, vaes["mlp"], *marker(page))
+
+        page.get_by_text("| Idle").wait_for()  # the kernel's version waits until the kernel has run every cell
+        picture = page.locator("img.widget-image, .widget-image img").first
+        drawn = picture.get_attribute("src")
+        drag(page, handles.nth(0), 70)
+        page.wait_for_function("([image, before]) => image.src !== before", arg=[picture.element_handle(), drawn])
+        explorer.scroll_into_view_if_needed()
+        assert_shows(page, vaes["mlp"], *marker(page))
