@@ -32,14 +32,13 @@ def test_an_unknown_name_is_named_beside_the_known(name):
 def test_a_shipped_model_is_loaded_with_the_history_of_its_training(name, mnist_in_memory, mnist_test):
     model, history = shipped.shipped_model(name)
     assert [row["epoch"] for row in history.rows] == list(range(shipped.RECIPES[name].n_epochs + 1))
-    assert {frames.shape for frames in history.snapshots.values()} == {
-        (shipped.RECIPES[name].n_epochs + 1, 20, 1, 28, 28)
-    }
+    expected = {(shipped.RECIPES[name].n_epochs + 1, 20, 1, 28, 28)} if shipped.RECIPES[name].snapshots else set()
+    assert {frames.shape for frames in history.snapshots.values()} == expected
     measured = evaluate(model, mnist_test.x, seed=shipped.SEED).averages()["neg_elbo"]
     assert measured == pytest.approx(history.rows[-1]["held_out_neg_elbo"], rel=1e-3)
 
 
-@pytest.mark.parametrize("name", shipped.RECIPES)
+@pytest.mark.parametrize("name", [name for name, recipe in shipped.RECIPES.items() if recipe.snapshots])
 def test_the_last_snapshot_is_what_the_shipped_model_decodes(name, mnist_in_memory):
     model, history = shipped.shipped_model(name)
     z = torch.randn(20, model.latent_dim, generator=torch.Generator().manual_seed(shipped.SEED))
