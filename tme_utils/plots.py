@@ -199,7 +199,9 @@ def latent_scatter(ax: Axes, mu: Any, y: Any, axis_names: Sequence[str] = ("$z_1
     labels = np.unique(y)
     medians = [np.median(mu[y == label], axis=0) for label in labels]
     for label, centre in zip(labels, _apart(medians, 0.15 * limit), strict=True):
-        text = ax.text(*centre, str(label), fontsize=14, fontweight="bold", ha="center", va="center", zorder=5)
+        text = ax.text(
+            centre[0], centre[1], str(label), fontsize=14, fontweight="bold", ha="center", va="center", zorder=5
+        )
         text.set_bbox({"facecolor": palette[label], "edgecolor": "black", "boxstyle": "circle,pad=0.2", "alpha": 0.9})
     for mass in (0.5, 0.95, 0.999):  # radius within which the 2-D standard normal has this mass
         radius = np.sqrt(-2 * np.log(1 - mass))
