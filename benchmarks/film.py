@@ -63,7 +63,9 @@ def main() -> None:
         page.goto((paths.ROOT / "figures" / "05_explorer.html").as_uri())
         page.locator(".tme-explorer .large").wait_for()
         page.wait_for_timeout(500)
-        frames = [frame.quantize(64) for frame in walk(page) + draw(page)]
+        shots = walk(page) + draw(page)
+    palette = shots[-1].quantize(256, Image.Quantize.MAXCOVERAGE)  # one for all: a dot keeps its colour
+    frames = [shot.quantize(palette=palette, dither=Image.Dither.NONE) for shot in shots]
     path = paths.figures_dir() / "05_explorer.gif"
     with paths.atomic_write(path) as partial:
         frames[0].save(partial, save_all=True, append_images=frames[1:], duration=90, loop=0, optimize=True)

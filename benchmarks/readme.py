@@ -26,7 +26,7 @@ def results_table(table: pd.DataFrame) -> str:
         cells = [*map(str, model[:-1]), f"{model[-1]:,}", str(rows["seed"].nunique())]
         for score in SCORES:
             values = (most if score == "iw_nll" else rows.drop_duplicates("seed"))[score]
-            spread = f" ± {values.std():.1f}" if len(values) > 1 else ""
+            spread = f" ± {values.std():.2f}" if len(values) > 1 else ""
             samples = f" ({most['iw_samples'].iloc[0]:,})" if score == "iw_nll" else ""
             cells.append(f"{values.mean():.1f}{spread}{samples}")
         lines.append("| " + " | ".join(cells) + " |")

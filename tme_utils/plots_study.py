@@ -125,4 +125,5 @@ def bound_by_samples(table: pd.DataFrame, published: Mapping[str, float]) -> Fig
                 name, (1, value), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right"
             )
         ax.set(xscale="log", xlabel="importance samples $K$ for each image", ylabel="−log p (nats per image)")
+        ax.margins(y=0.12)
     return fig

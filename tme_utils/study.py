@@ -118,8 +118,9 @@ def result_row(
 
     Returns:
         One row: what was trained (``architecture``, ``latent_dim``, ``beta``, ``trained_on``, ``n_epochs``,
-        ``seed``, ``n_parameters``), how (``seconds`` of training, ``threads``, ``device``, ``torch``), and in nats
-        per image ``recon``, ``kl`` and ``neg_elbo`` of grey images, each as ``train_`` and ``test_``;
+        ``seed``, ``n_parameters``), how (``seconds`` of training; ``threads``, ``device`` and ``torch`` of this
+        process, which trained the model unless its checkpoint was there), and in nats per image ``recon``, ``kl``
+        and ``neg_elbo`` of grey images, each as ``train_`` and ``test_``;
         ``test_neg_elbo_se``, its standard error over the test images; ``test_squared_error``, the squared error
         summed over the pixels of the reconstruction through ``mu``; ``active_units``; ``kl_per_dim``, the mean
         over the test images for each coordinate, largest first, separated by spaces; ``binarised_neg_elbo``, over
