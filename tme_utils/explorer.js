@@ -230,8 +230,8 @@ function classNames(mu, labels, distance) {
   return names;
 }
 
-/** Draw the plane into its two layers: z1 to the right, z2 up. Returns what moves on it. */
-function drawPlane(dots, plane, mu, labels, limit) {
+/** Draw the plane into its three layers, the last for what moves: z1 to the right, z2 up. Returns what moves. */
+function drawPlane(dots, plane, moving, mu, labels, limit) {
   const context = dots.getContext("2d");
   const place = (value) => (dots.width / 2) * (1 + value / limit);
   context.globalAlpha = 0.6;
@@ -245,7 +245,9 @@ function drawPlane(dots, plane, mu, labels, limit) {
 
   const unit = limit / 4; // sizes below are those of a plane from -4 to 4
   const text = (content, x, y, kind = "note") => svg("text", { x, y, class: kind, "font-size": 0.27 * unit }, content);
-  plane.setAttribute("viewBox", [-limit, -limit, 2 * limit, 2 * limit].join(" ")); // y is -z2
+  for (const layer of [plane, moving]) {
+    layer.setAttribute("viewBox", [-limit, -limit, 2 * limit, 2 * limit].join(" ")); // y is -z2
+  }
   plane.append(svg("line", { class: "axis", x1: -limit, x2: limit }));
   plane.append(svg("line", { class: "axis", y1: -limit, y2: limit }));
   plane.append(text("z₁ →", limit - 0.4 * unit, 0.25 * unit), text("z₂ ↑", 0.35 * unit, 0.2 * unit - limit));
@@ -265,7 +267,7 @@ function drawPlane(dots, plane, mu, labels, limit) {
   const ellipse = svg("ellipse", { class: "posterior" });
   const point = svg("g", { class: "point" });
   point.append(svg("circle", { r: 0.16 * unit }), svg("circle", { r: 0.16 * unit }));
-  plane.append(ellipse, point);
+  moving.append(ellipse, point);
   return { ellipse, point };
 }
 
@@ -373,6 +375,7 @@ const skeleton = (id, limit, nThumbnails) => `
         aria-label="Latent plane, z1 to the right, z2 up" aria-describedby="${id}-plane">
       <canvas width="960" height="960"></canvas>
       <svg aria-hidden="true"></svg>
+      <svg class="moving" aria-hidden="true"></svg>
     </div>
     <p class="hint" id="${id}-plane">
       Drag, click, or focus the plane and press the arrow keys (Shift: larger steps, Home: back to 0).
@@ -439,7 +442,7 @@ async function render({ model, el }) {
   root.innerHTML = skeleton(`tme-explorer-${++nViews}`, limit, Math.min(N_NEAREST, labels.length));
   const find = (selector) => root.querySelector(selector);
   const pad = find(".pad");
-  const { ellipse, point } = drawPlane(find(".pad canvas"), find(".pad svg"), mu, labels, limit);
+  const { ellipse, point } = drawPlane(find(".pad canvas"), ...root.querySelectorAll(".pad svg"), mu, labels, limit);
   const thumbnails = [...root.querySelectorAll(".near")];
   const sliders = model.get("own_sliders") ? [...root.querySelectorAll(".slider input")] : [];
   if (sliders.length === 0) root.querySelectorAll(".slider").forEach((slider) => slider.remove());
