@@ -141,7 +141,8 @@ def result_row(
         row |= {f"{split}_{term}": round(value, 4) for term, value in terms.averages().items()}
     row["test_neg_elbo_se"] = _standard_error(terms.elbo)
     mu, logvar = posterior_parameters(model, x_test)
-    rebuilt = torch.cat([model.reconstruct(batch) for batch in x_test.split(1000)])
+    with torch.no_grad():
+        rebuilt = torch.cat([model.decode(part).sigmoid() for part in mu.split(1000)])
     row["test_squared_error"] = round((rebuilt - x_test).square().double().sum().item() / len(x_test), 4)
     row["active_units"] = int(active_units(mu).sum())
     kl = kl_per_dim(mu, logvar).double().mean(dim=0).sort(descending=True).values
