@@ -65,7 +65,7 @@ def test_the_package_itself_is_installed_in_editable_mode(pip_lines, environment
 
 
 def test_the_ranges_of_the_package_admit_the_exact_versions(project, pins):
-    declared = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    declared = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
     for requirement in map(Requirement, declared):
         pin = pins[canonicalize_name(requirement.name)]
         (exact,) = pin.specifier

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,6 +17,7 @@ import torch
 from tme_utils import checkpoints, data, models, paths, study
 from tme_utils.data import Images
 from tme_utils.gaussian import kl_per_dim
+from tme_utils.generation import DigitClassifier, divergence_from_prior, features, frechet_distance, recognised
 from tme_utils.metrics import importance_weighted_log_likelihood
 from tme_utils.study import Configuration, result_row, run, run_study
 from tme_utils.training import evaluate, fit
@@ -37,12 +39,21 @@ def logged_row(configuration):
     return row_of(configuration)
 
 
+@pytest.fixture(scope="module")
+def classifier():
+    """Untrained: its features tell images apart all the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(9)
+        return DigitClassifier()
+
+
 @pytest.fixture
-def small_images(monkeypatch, tmp_path, random_images):
+def small_images(monkeypatch, tmp_path, random_images, classifier):
     """A study over 200 random images, whose checkpoints go to a temporary folder."""
     train, test = (Images(random_images(200, seed), torch.zeros(200, dtype=torch.int64)) for seed in (1, 2))
     monkeypatch.setattr(study, "_images", lambda: (train, test))
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(study, "shipped_classifier", lambda: classifier)
     return train, test
 
 
@@ -79,7 +90,7 @@ def test_a_field_out_of_its_range_is_named(field, value):
     "change",
     [
         {"architecture": "conv"},
-        {"architecture": "mlp_ae"},
+        {"architecture": "residual"},
         {"latent_dim": 4},
         {"seed": 1},
         {"beta": 2.0},
@@ -91,6 +102,18 @@ def test_a_field_out_of_its_range_is_named(field, value):
 )
 def test_every_field_changes_the_digest(change):
     assert replace(TINY, **change).digest != TINY.digest
+
+
+def test_an_auto_encoder_has_another_digest_than_the_vae_of_its_architecture():
+    options = {"beta": 0.0, "iw_samples": 0}
+    assert Configuration("mlp_ae", 3, **options).digest != Configuration("mlp", 3, **options).digest
+
+
+@pytest.mark.parametrize("change", [{"beta": 1.0}, {"beta": 0.0, "iw_samples": 5}])
+@pytest.mark.parametrize("architecture", sorted(study.AUTOENCODERS))
+def test_an_auto_encoder_with_a_kl_term_or_a_likelihood_is_refused(architecture, change):
+    with pytest.raises(ValueError, match=f"{architecture} has no KL term and no likelihood"):
+        Configuration(architecture, 3, **change)
 
 
 def test_equal_configurations_have_one_digest():
@@ -116,7 +139,7 @@ def test_a_digest_draws_no_weight():
 
 @pytest.mark.parametrize("architecture", study.BUILDERS)
 def test_every_architecture_builds_a_model_of_the_latent_dimension_asked(architecture, random_images):
-    model = Configuration(architecture, 5).build()
+    model = Configuration(architecture, 5, beta=0.0).build()
     mu, logvar = model.encode(random_images(2))
     assert mu.shape == logvar.shape == (2, 5)
     assert model.decode(mu).shape == (2, 1, 28, 28)
@@ -133,11 +156,14 @@ def test_the_tables_ask_for_several_seeds_of_every_model():
 # --- the row
 
 
-def test_the_row_says_what_was_trained_and_each_score_equals_its_definition(build, random_images, generator):
+def test_the_row_says_what_was_trained_and_each_score_equals_its_definition(
+    build, random_images, generator, classifier
+):
     model, x_train, x_test = build(), random_images(60), random_images(40, 1)
     model.config["architecture"] = "tiny"
     history = fit(model, x_train, x_test, 2, progress=False)
-    row = result_row(model, history, x_train, x_test, seed=4, beta=0.5, trained_on="binarised", iw_samples=9)
+    options = {"seed": 4, "beta": 0.5, "trained_on": "binarised", "iw_samples": 9}
+    row = result_row(model, history, x_train, x_test, classifier, **options)
     assert (row["architecture"], row["latent_dim"]) == ("tiny", 2)
     assert (row["beta"], row["trained_on"], row["n_epochs"], row["seed"]) == (0.5, "binarised", 2, 4)
     assert row["n_parameters"] == sum(p.numel() for p in model.parameters())
@@ -165,19 +191,19 @@ def test_the_row_says_what_was_trained_and_each_score_equals_its_definition(buil
     assert (row["iw_samples"], row["iw_images"]) == (9, 40)
 
 
-def test_without_draws_there_is_no_importance_weighted_score(build, random_images):
+def test_without_draws_there_is_no_importance_weighted_score(build, random_images, classifier):
     model = build()
     history = fit(model, random_images(10), random_images(10), 1, progress=False)
-    row = result_row(model, history, random_images(10), random_images(10), seed=0)
+    row = result_row(model, history, random_images(10), random_images(10), classifier, seed=0)
     assert not [name for name in row if name.startswith("iw_")]
 
 
-def test_an_unknown_kind_of_training_image_is_named(build, random_images):
+def test_an_unknown_kind_of_training_image_is_named(build, random_images, classifier):
     with pytest.raises(ValueError, match="'grey' or 'binarised', got 'sepia'"):
-        result_row(build(), None, random_images(2), random_images(2), seed=0, trained_on="sepia")
+        result_row(build(), None, random_images(2), random_images(2), classifier, seed=0, trained_on="sepia")
 
 
-def test_run_trains_the_model_that_its_configuration_says(small_images, weights):
+def test_run_trains_the_model_that_its_configuration_says(small_images, classifier):
     train, test = small_images
     configuration = replace(TINY, seed=5, beta=0.5, trained_on="binarised", max_lr=1e-3)
     row = run(configuration)
@@ -185,7 +211,7 @@ def test_run_trains_the_model_that_its_configuration_says(small_images, weights)
     model = models.mlp_vae(3)
     history = fit(model, train.x, test.x, 1, seed=5, beta=0.5, max_lr=1e-3, binarised=True, progress=False)
     options = {"seed": 5, "beta": 0.5, "trained_on": "binarised", "iw_samples": 7}
-    expected = result_row(model, history, train.x, test.x, **options)
+    expected = result_row(model, history, train.x, test.x, classifier, **options)
     timed = {"seconds", "digest"}
     assert {k: v for k, v in row.items() if k not in timed} == {k: v for k, v in expected.items() if k not in timed}
     assert row["digest"] == configuration.digest
@@ -195,9 +221,85 @@ def test_a_run_repeated_gives_the_same_row(small_images):
     assert run(TINY) == run(TINY)
 
 
-def test_a_row_bears_the_name_of_its_architecture(small_images):
-    row = run(replace(TINY, architecture="conv_ae", iw_samples=0, beta=0.0))
+def test_the_row_of_an_auto_encoder_bears_its_name_and_no_divergence_or_bound(small_images):
+    row = run(Configuration("conv_ae", 3, beta=0.0, n_epochs=1))
     assert row["architecture"] == "conv_ae"
+    assert not [name for name in row if "kl" in name or "elbo" in name or name.startswith("iw_")]
+    assert row["test_recon"] > 0
+    assert row["test_squared_error"] > 0
+
+
+def test_generation_is_scored_on_codes_of_the_prior_and_of_the_training_images(
+    build, random_images, generator, classifier
+):
+    model, x_train, x_test = build(), random_images(60), random_images(40, 1)
+    scores = study.generation_scores(model, x_train, x_test, classifier, seed=3)
+    source = generator(3)
+    with torch.no_grad():
+        codes = []
+        for x in (x_train, x_test):
+            mu, logvar = model.encode(x)
+            codes.append(mu + torch.exp(logvar / 2) * torch.randn(mu.shape, generator=source))
+        reference = features(classifier, x_test)
+        for name, z in [("prior", torch.randn(60, 2, generator=source)), ("aggregated", codes[0])]:
+            found = features(classifier, model.decode(z).sigmoid())
+            assert scores[f"frechet_{name}"] == pytest.approx(frechet_distance(found, reference), rel=1e-3, abs=1e-3)
+            assert scores[f"recognised_{name}"] == pytest.approx(recognised(classifier, found), abs=1e-4)
+    assert scores["divergence_from_prior"] == pytest.approx(divergence_from_prior(*codes, seed=3), abs=1e-3)
+
+
+def test_no_more_codes_are_decoded_than_there_are_test_images(build, random_images, classifier, monkeypatch):
+    model, x_train, x_test = build(), random_images(60), random_images(40, 1)
+    decoded = []
+    real = model.decode
+    monkeypatch.setattr(model, "decode", lambda z: decoded.append(len(z)) or real(z))
+    monkeypatch.setattr(study, "N_GENERATED", 25)
+    study.generation_scores(model, x_train, x_test, classifier, seed=3)
+    assert decoded == [25, 25]
+
+
+# --- the pictures
+
+
+def test_the_pictures_are_those_of_the_trained_models(small_images, monkeypatch, tmp_path):
+    train, test = small_images
+    labelled = tuple(Images(images.x, torch.arange(200) % 10) for images in (train, test))
+    monkeypatch.setattr(study, "_images", lambda: labelled)
+    configurations = [Configuration("mlp", latent_dim, n_epochs=1) for latent_dim in (1, 3)]
+    monkeypatch.setattr(study, "TABLES", {"04_study": [*configurations, replace(configurations[0], seed=1)]})
+    study.save_pictures(tmp_path / "images.npz")
+    with np.load(tmp_path / "images.npz") as pictures:
+        assert set(pictures) == {f"mlp_{d}_{kind}" for d in (1, 3) for kind in ("train", "test", "prior", "axes")}
+        assert {pictures[name].dtype for name in pictures} == {np.dtype("uint8")}
+        model, _ = study._trained(configurations[1])
+        with torch.no_grad():
+            mu, logvar = model.encode(test.x)
+            for name, x in [("train", train.x), ("test", test.x)]:
+                # The first ten images are one of each class, in class order.
+                expected = model.reconstruct(x[:10])[:, 0] * 255
+                torch.testing.assert_close(torch.tensor(pictures[f"mlp_3_{name}"]).float(), expected, atol=0.51, rtol=0)
+            order = kl_per_dim(mu, logvar).mean(dim=0).argsort(descending=True)
+            z = mu[[2, 4, 7]].clone()
+            for i, unit in enumerate([order[0], order[-1]]):
+                moved = z.clone()
+                moved[:, unit] = study.AXIS[-1]
+                expected = model.decode(moved).sigmoid()[:, 0] * 255
+                found = torch.tensor(pictures["mlp_3_axes"][:, i, -1]).float()
+                torch.testing.assert_close(found, expected, atol=0.51, rtol=0)
+        assert pictures["mlp_1_prior"].shape == pictures["mlp_3_prior"].shape == (study.DRAWS, 28, 28)
+
+
+def test_models_of_all_sizes_decode_the_first_coordinates_of_the_same_draws(small_images, monkeypatch):
+    train, test = small_images
+    labelled = tuple(Images(images.x, torch.arange(200) % 10) for images in (train, test))
+    monkeypatch.setattr(study, "_images", lambda: labelled)
+    seen = []
+    real = models.VAE.decode
+    monkeypatch.setattr(models.VAE, "decode", lambda self, z: seen.append(z) or real(self, z))
+    for latent_dim in (2, 5):
+        study.pictures([Configuration("mlp", latent_dim, n_epochs=1)])
+    by_size = {size: [z for z in seen if z.shape == (10, size)] for size in (2, 5)}
+    assert any(torch.equal(a, b[:, :2]) for a in by_size[2] for b in by_size[5])
 
 
 def test_a_model_trained_but_not_scored_is_not_trained_again(small_images, monkeypatch):
@@ -240,6 +342,23 @@ def test_every_executor_gives_the_same_rows_in_the_order_asked(pool, table):
     assert list(frame["digest"]) == [configuration.digest for configuration in GRID]
     assert list(frame["latent_dim"]) == [configuration.latent_dim for configuration in GRID]
     assert set(pd.read_csv(table)["digest"]) == set(frame["digest"])
+
+
+def test_a_dask_cluster_gives_the_same_rows(table):
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        workers = client.scheduler_info()["workers"]
+        pids = set(client.run(os.getpid).values())
+        frame = run_study(GRID, table, client.get_executor(), work=row_of, progress=False)
+        more = run_study([*GRID, TINY], table, client.get_executor(), work=row_of, progress=False)
+    assert len(workers) == len(pids) == 2
+    assert os.getpid() not in pids
+    expected = run_study(GRID, table.with_name("here.csv"), work=row_of, progress=False)
+    pd.testing.assert_frame_equal(frame, expected)
+    assert list(more["digest"]) == [*expected["digest"], TINY.digest]
 
 
 def test_a_second_study_computes_only_what_is_new_and_keeps_the_old_rows_as_they_are(table):
@@ -359,3 +478,15 @@ def test_the_command_fills_the_table_of_its_name(monkeypatch, tmp_path):
         study.main()
         assert len(pd.read_csv(tmp_path / "09_test.csv")) == 2
         (tmp_path / "09_test.csv").unlink()
+
+
+def test_the_command_of_the_study_draws_the_pictures_too(monkeypatch, tmp_path):
+    monkeypatch.setenv("TME_FIGURES", str(tmp_path))
+    monkeypatch.setattr(study, "TABLES", {"04_study": GRID[:2]})
+    monkeypatch.setattr(study, "run_study", partial(run_study, work=row_of, progress=False))
+    monkeypatch.setattr(study, "pictures", lambda shown: {c.digest: np.zeros(1, np.uint8) for c in shown})
+    monkeypatch.setattr(sys, "argv", ["study", "04_study"])
+    study.main()
+    assert len(pd.read_csv(tmp_path / "04_study.csv")) == 2
+    with np.load(tmp_path / "04_images.npz") as pictures:
+        assert set(pictures) == {c.digest for c in GRID[:2] if c.seed == 0}

@@ -1,19 +1,21 @@
-"""Drawings of trained models side by side: seeds, spectra, bounds by number of samples."""
+"""Drawings of trained models side by side: seeds, latent dimensions, rates and distortions, spectra."""
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tme_utils.plots import COLOURS, STYLE
+from tme_utils.plots import COLOURS, STYLE, draw_tiles
 
 # A light and a dark colour, told apart without hue; another marker for each.
 ARCHITECTURES = {"mlp": "#56b4e9", "conv": "#7a3b8f"}
 MARKERS = {"mlp": "o", "conv": "s"}
+ABOVE: Any = {"textcoords": "offset points", "ha": "right", "fontsize": 10}
 RIGHT: Any = {"xycoords": "axes fraction", "ha": "right", "fontsize": 10}
 
 
@@ -126,4 +128,131 @@ def bound_by_samples(table: pd.DataFrame, published: Mapping[str, float]) -> Fig
             )
         ax.set(xscale="log", xlabel="importance samples $K$ for each image", ylabel="−log p (nats per image)")
         ax.margins(y=0.12)
+    return fig
+
+
+class Line(NamedTuple):
+    """A score against the latent dimension.
+
+    Attributes:
+        values: a row for each latent dimension, its index; a column for each seed.
+        style: of matplotlib, such as "o-".
+        colour: of line and spread.
+    """
+
+    values: pd.DataFrame
+    style: str
+    colour: str
+
+
+def by_dimension(
+    panels: Mapping[str, tuple[str, Mapping[str, Line]]],
+    references: Mapping[str, Mapping[str, float]] | None = None,
+    log_y: Sequence[str] = (),
+) -> Figure:
+    """Scores against the latent dimension: lines through the means, dots for the seeds, a band over their range.
+
+    Args:
+        panels: title -> (label of the vertical axis, name -> line). Names are listed once, beside the last panel.
+        references: title -> name -> a value drawn across the panel.
+        log_y: titles of panels with a logarithmic axis.
+    """
+    with plt.rc_context(STYLE):
+        fig, axes = plt.subplots(1, len(panels), figsize=(4.1 * len(panels) + 0.6, 3.9), squeeze=False)
+        handles: dict[str, Any] = {}
+        for ax, (title, (ylabel, lines)) in zip(axes[0], panels.items(), strict=True):
+            for name, line in lines.items():
+                handles.setdefault(name, _draw_line(ax, line))
+            dims = sorted({d for line in lines.values() for d in line.values.index})
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(dims, [str(d) for d in dims], rotation=0)
+            ax.minorticks_off()
+            if title in log_y:
+                ax.set_yscale("log")
+            ax.set(title=title, xlabel="latent dimension $d$", ylabel=ylabel)
+            for name, value in (references or {}).get(title, {}).items():
+                ax.axhline(value, color=COLOURS["reference"], linestyle=":", linewidth=1.2)
+                ax.annotate(name, (0.99, value), (0, 3), xycoords=ax.get_yaxis_transform(), **ABOVE)
+        fig.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1, 0.55), fontsize=11)
+    return fig
+
+
+def _draw_line(ax: Axes, line: Line) -> Any:
+    dims, seeds = line.values.index.to_numpy(), line.values.to_numpy(dtype=float)
+    ax.fill_between(
+        dims, np.nanmin(seeds, axis=1), np.nanmax(seeds, axis=1), color=line.colour, alpha=0.25, linewidth=0
+    )
+    if seeds.shape[1] > 1:
+        ax.plot(np.repeat(dims, seeds.shape[1]), seeds.ravel(), ".", color=line.colour, markersize=4)
+    return ax.plot(dims, np.nanmean(seeds, axis=1), line.style, color=line.colour, markersize=6, fillstyle="none")[0]
+
+
+def sorted_divergences(panels: Mapping[str, Any], active: Mapping[str, float]) -> Figure:
+    """KL divergence of each latent coordinate, largest first: a dot at the mean of the seeds, a bar over their range.
+
+    Args:
+        panels: architecture -> divergences in nats, sorted for each seed, (n_seeds, latent_dim).
+        active: architecture -> mean number of active units, marked by a line.
+    """
+    with plt.rc_context(STYLE):
+        fig, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.6), sharey=True, squeeze=False)
+        for ax, (name, divergences) in zip(axes[0], panels.items(), strict=True):
+            values = np.asarray(divergences, dtype=float)
+            rank, mean = np.arange(1, values.shape[1] + 1), values.mean(axis=0)
+            ax.vlines(rank, values.min(axis=0), values.max(axis=0), color=ARCHITECTURES[name], alpha=0.5, linewidth=3)
+            ax.plot(rank, mean, MARKERS[name], color=ARCHITECTURES[name], markersize=4)
+            ax.axvline(active[name] + 0.5, color=COLOURS["reference"], linestyle="--", linewidth=1.2)
+            ax.annotate(f"{active[name]:.1f} active", (active[name] + 1.5, 1), fontsize=11)
+            ax.set(title=name, xlabel="coordinate, by its KL", yscale="log")
+        axes[0, 0].set_ylabel("KL (nats per image)")
+    return fig
+
+
+def picture_grids(panels: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Grids of images side by side, with the same rows.
+
+    Args:
+        panels: title -> label of the row -> images (N, 28, 28) in [0, 1].
+    """
+    grids = list(panels.values())
+    if any(list(grid) != list(grids[0]) for grid in grids):
+        raise ValueError(f"every panel must have the same rows, got {[list(grid) for grid in grids]}")
+    with plt.rc_context(STYLE):
+        columns = [len(next(iter(grid.values()))) for grid in grids]
+        size = (0.9 + 0.45 * (sum(columns) + len(columns)), 0.6 + 0.46 * len(grids[0]))
+        fig, axes = plt.subplots(1, len(panels), figsize=size, width_ratios=columns, squeeze=False)
+        for i, (ax, (title, grid)) in enumerate(zip(axes[0], panels.items(), strict=True)):
+            images = np.concatenate([np.asarray(stack) for stack in grid.values()])[:, None]
+            draw_tiles(ax, images, columns[i], list(grid) if i == 0 else (), title)
+    return fig
+
+
+def rate_distortion(curves: Mapping[str, tuple[pd.DataFrame, str, str]], sums: Sequence[float]) -> Figure:
+    """Models in the plane of rate and distortion, and lines of constant sum.
+
+    Args:
+        curves: name -> (rows with ``label``, ``rate`` and ``distortion`` in nats, in the order to join them; format;
+            colour). Rows of one label are seeds: a dot each, and the line passes through their mean.
+        sums: values of −ELBO, rate + distortion, to draw as lines.
+    """
+    with plt.rc_context(STYLE):
+        fig, ax = plt.subplots(figsize=(7.2, 5.2))
+        for name, (rows, style, colour) in curves.items():
+            means = rows.groupby("label", sort=False)[["rate", "distortion"]].mean()
+            ax.plot(means["rate"], means["distortion"], style, color=colour, label=name, markersize=6)
+            ax.plot(rows["rate"], rows["distortion"], ".", color=colour, markersize=3)
+            for label, (rate, distortion) in means.iterrows():
+                ax.annotate(
+                    str(label), (rate, distortion), (5, 4), textcoords="offset points", fontsize=9, color=colour
+                )
+        limits = ax.axis()
+        for value in sums:
+            rate = np.array(limits[:2])
+            ax.plot(rate, value - rate, color=COLOURS["reference"], linestyle=":", linewidth=1)
+            ax.annotate(
+                f"−ELBO = {value:g}", (value - limits[3], limits[3]), (3, -12), textcoords="offset points", fontsize=9
+            )
+        ax.axis(limits)
+        ax.set(xlabel="rate: KL (nats per image)", ylabel="distortion: recon (nats per image)")
+        ax.legend(fontsize=11)
     return fig

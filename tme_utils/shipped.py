@@ -1,20 +1,23 @@
 """The trained models that ship in ``checkpoints/``: what they are, and the command that makes them.
 
+A classifier of digits is among them, so that every study measures with the same one.
 ``python -m tme_utils.shipped`` trains those whose checkpoint is missing, on all 60,000 training images, by the
 recipe of :mod:`tme_utils.training`; three hidden layers take half its learning rate (``figures/02_recipe.csv``).
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
 
-from tme_utils import data, models
-from tme_utils.checkpoints import load_or_train
+from tme_utils import data, models, paths
+from tme_utils.checkpoints import load_checkpoint, load_or_train, save_checkpoint
+from tme_utils.generation import DigitClassifier, fit_classifier
 from tme_utils.training import History, Probes
 
 SEED = 0
+CLASSIFIER_EPOCHS = 4
 
 
 class Recipe(NamedTuple):
@@ -74,7 +77,29 @@ def shipped_model(name: str, **options: Any) -> tuple[models.VAE, History]:
     )
 
 
+@cache
+def shipped_classifier() -> DigitClassifier:
+    """Load the classifier in whose features generated images are compared, or train it if its checkpoint is missing.
+
+    Raises:
+        ValueError: if the checkpoint is damaged or holds something else.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        classifier = DigitClassifier()
+    settings = classifier.config | {"n_epochs": CLASSIFIER_EPOCHS, "seed": SEED}
+    path = paths.CHECKPOINTS / "classifier.safetensors"
+    if path.exists():
+        load_checkpoint(path, classifier, settings)
+    else:
+        train = data.load_mnist("train+validation")
+        fit_classifier(classifier, train.x, train.y, CLASSIFIER_EPOCHS, seed=SEED)
+        save_checkpoint(path, classifier, settings, History(rows=[]))
+    return classifier
+
+
 if __name__ == "__main__":
+    shipped_classifier()
     for name in RECIPES:
         _, history = shipped_model(name)
         print(f"{name}: test −ELBO {history.rows[-1]['held_out_neg_elbo']:.2f} nats per image")

@@ -2,7 +2,8 @@
 
 ``python -m tme_utils.study 03_match`` fills ``figures/03_match.csv``; ``--help`` lists the tables. What a table
 already holds is not computed again, and a trained model waits in ``checkpoints/study/`` (not committed) for the
-case that the work is stopped between its training and its scores.
+case that the work is stopped between its training and its scores. ``04_study`` writes the pictures of its models
+too, into ``figures/04_images.npz``.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import itertools
 import json
 import multiprocessing
 import os
+import platform
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -19,6 +22,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -26,9 +30,12 @@ from tqdm.auto import tqdm
 
 from tme_utils import models, paths
 from tme_utils.checkpoints import load_or_train
-from tme_utils.data import Images, binarise, load_mnist
-from tme_utils.gaussian import kl_per_dim
+from tme_utils.data import Images, binarise, display_batch, load_mnist
+from tme_utils.gaussian import kl_per_dim, reparameterize
+from tme_utils.generation import DigitClassifier, divergence_from_prior, features, frechet_distance, recognised
+from tme_utils.latent import traversals
 from tme_utils.metrics import active_units, importance_weighted_log_likelihood, posterior_parameters
+from tme_utils.shipped import shipped_classifier
 from tme_utils.training import BATCH_SIZE, BETAS, MAX_LR, WARM_UP, History, best_device, evaluate, on_device
 
 BUILDERS: dict[str, Callable[[int], models.VAE]] = {
@@ -38,7 +45,9 @@ BUILDERS: dict[str, Callable[[int], models.VAE]] = {
     "mlp_ae": lambda latent_dim: models.deterministic(models.mlp_vae(latent_dim)),
     "conv_ae": lambda latent_dim: models.deterministic(models.conv_vae(latent_dim)),
 }
+AUTOENCODERS = {"mlp_ae", "conv_ae"}
 TRAINED_ON = ("grey", "binarised")
+N_GENERATED = 10_000  # images for each Fréchet distance, as many as there are test images
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,8 @@ class Configuration:
         iw_samples: draws for each test image of the importance-weighted log-likelihood; 0 leaves it out.
 
     Raises:
-        ValueError: for an unknown architecture or kind of image, or a number out of its range.
+        ValueError: for an unknown architecture or kind of image, or a number out of its range; for an auto-encoder
+            with ``beta`` or ``iw_samples`` other than 0, as it has neither KL term nor likelihood.
     """
 
     architecture: str
@@ -78,6 +88,11 @@ class Configuration:
                 raise ValueError(f"{name} must be an integer >= {least}, got {getattr(self, name)!r}")
         if not self.beta >= 0 or not self.max_lr > 0:
             raise ValueError(f"need beta >= 0 and max_lr > 0, got {self.beta!r} and {self.max_lr!r}")
+        if self.architecture in AUTOENCODERS and (self.beta, self.iw_samples) != (0, 0):
+            raise ValueError(
+                f"{self.architecture} has no KL term and no likelihood: beta and iw_samples must be 0, "
+                f"got {self.beta!r} and {self.iw_samples!r}"
+            )
 
     def build(self) -> models.VAE:
         """The untrained model; its weights come from torch's global generator."""
@@ -98,6 +113,7 @@ def result_row(
     history: History,
     x_train: Tensor,
     x_test: Tensor,
+    classifier: DigitClassifier,
     *,
     seed: int,
     beta: float = 1.0,
@@ -111,6 +127,7 @@ def result_row(
         history: what ``fit`` returned.
         x_train: all training images, (N, 1, 28, 28), in [0, 1].
         x_test: all test images, (N, 1, 28, 28), in [0, 1].
+        classifier: the network in whose features generated and test images are compared.
         seed: the seed of the training; the noise of the scores and the binarisation start from it too.
         beta: weight of the KL term in training; the scores are −ELBOs, with weight 1, whatever it was.
         trained_on: "grey" or "binarised".
@@ -118,14 +135,14 @@ def result_row(
 
     Returns:
         One row: what was trained (``architecture``, ``latent_dim``, ``beta``, ``trained_on``, ``n_epochs``,
-        ``seed``, ``n_parameters``), how (``seconds`` of training; ``threads``, ``device`` and ``torch`` of this
-        process, which trained the model unless its checkpoint was there), and in nats per image ``recon``, ``kl``
+        ``seed``, ``n_parameters``), how (``seconds`` of training; ``threads``, ``device``, ``torch`` and ``python`` of
+        this process, which trained the model unless its checkpoint was there), and in nats per image ``recon``, ``kl``
         and ``neg_elbo`` of grey images, each as ``train_`` and ``test_``;
         ``test_neg_elbo_se``, its standard error over the test images; ``test_squared_error``, the squared error
         summed over the pixels of the reconstruction through ``mu``; ``active_units``; ``kl_per_dim``, the mean
-        over the test images for each coordinate, largest first, separated by spaces; ``binarised_neg_elbo``, over
-        the test images binarised once; and, on the same, ``iw_nll``, its standard error ``iw_nll_se``,
-        ``iw_samples`` and ``iw_images``.
+        over the test images for each coordinate, largest first, separated by spaces; what :func:`generation_scores`
+        measures; ``binarised_neg_elbo``, over the test images binarised once; and, on the same, ``iw_nll``, its
+        standard error ``iw_nll_se``, ``iw_samples`` and ``iw_images``.
 
     Raises:
         ValueError: for another ``trained_on``, or images outside [0, 1].
@@ -135,7 +152,8 @@ def result_row(
     row = {name: model.config[name] for name in ("architecture", "latent_dim")}
     row |= {"beta": beta, "trained_on": trained_on, "n_epochs": len(history.rows) - 1, "seed": seed}
     row |= {"n_parameters": model.n_parameters, "seconds": round(history.rows[-1]["seconds"], 1)}
-    row |= {"threads": torch.get_num_threads(), "device": str(best_device()), "torch": torch.__version__}
+    row |= {"threads": torch.get_num_threads(), "device": str(best_device())}
+    row |= {"torch": torch.__version__, "python": platform.python_version()}
     for split, x in [("train", x_train), ("test", x_test)]:
         terms = evaluate(model, x, seed=seed)
         row |= {f"{split}_{term}": round(value, 4) for term, value in terms.averages().items()}
@@ -147,6 +165,7 @@ def result_row(
     row["active_units"] = int(active_units(mu).sum())
     kl = kl_per_dim(mu, logvar).double().mean(dim=0).sort(descending=True).values
     row["kl_per_dim"] = " ".join(f"{value:.4f}" for value in kl.tolist())
+    row |= generation_scores(model, x_train, x_test, classifier, seed=seed)
     x_binarised = binarise(x_test, torch.Generator().manual_seed(seed))
     row["binarised_neg_elbo"] = round(evaluate(model, x_binarised, seed=seed).averages()["neg_elbo"], 4)
     if iw_samples > 0:
@@ -160,6 +179,44 @@ def result_row(
     return row
 
 
+@torch.no_grad()
+def generation_scores(
+    model: models.VAE, x_train: Tensor, x_test: Tensor, classifier: DigitClassifier, *, seed: int
+) -> dict[str, float]:
+    """Compare what a model makes of codes of the prior with what it makes of codes of training images.
+
+    Args:
+        model: on the device of the images.
+        x_train: training images, (N, 1, 28, 28); their codes, drawn from q(z|x), stand for the aggregated posterior.
+        x_test: test images, (M, 1, 28, 28), to which what is decoded is compared.
+        classifier: gives the features.
+        seed: of all draws.
+
+    Returns:
+        ``frechet_prior`` and ``frechet_aggregated``, the Fréchet distances to the test images of up to 10,000 decoded
+        images (probabilities, no pixel drawn), from both kinds of codes; ``recognised_prior`` and
+        ``recognised_aggregated``, the shares of them that the classifier is sure of;
+        ``divergence_from_prior`` of the codes, in bits.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    codes = [
+        reparameterize(mu, logvar, torch.randn(mu.shape, generator=generator))
+        for mu, logvar in (posterior_parameters(model, x) for x in (x_train, x_test))
+    ]
+    scores = {}
+    reference = features(classifier, x_test)
+    for name, z in [
+        ("prior", torch.randn((min(N_GENERATED, len(x_train)), model.latent_dim), generator=generator)),
+        ("aggregated", codes[0][:N_GENERATED]),
+    ]:
+        decoded = torch.cat([features(classifier, model.decode(part).sigmoid()) for part in z.split(1000)])
+        scores[f"frechet_{name}"] = round(frechet_distance(decoded, reference), 3)
+        scores[f"recognised_{name}"] = round(recognised(classifier, decoded), 4)
+    with torch.enable_grad():
+        scores["divergence_from_prior"] = round(divergence_from_prior(*codes, seed=seed), 4)
+    return scores
+
+
 def _standard_error(values: Tensor) -> float:
     standard_error: float = values.double().std().item() / len(values) ** 0.5
     return round(standard_error, 4)
@@ -171,15 +228,8 @@ def _images() -> tuple[Images, Images]:
     return load_mnist("train+validation"), load_mnist("test")
 
 
-def run(configuration: Configuration) -> dict[str, Any]:
-    """Train and score the model of a configuration: a function of it alone, but for rounding and speed.
-
-    Returns:
-        The row of :func:`result_row`, and ``digest``, which names the configuration.
-
-    Raises:
-        KeyboardInterrupt: if the training was stopped: a model half trained has no row.
-    """
+def _trained(configuration: Configuration) -> tuple[models.VAE, History]:
+    """The model of a configuration, from its checkpoint or trained now."""
     train, test = _images()
     model, history = load_or_train(
         configuration.build,
@@ -195,8 +245,24 @@ def run(configuration: Configuration) -> dict[str, Any]:
     )
     if history.interrupted:
         raise KeyboardInterrupt
+    return model, history
+
+
+def run(configuration: Configuration) -> dict[str, Any]:
+    """Train and score the model of a configuration: a function of it alone, but for rounding and speed.
+
+    Returns:
+        The row of :func:`result_row`, and ``digest``, which names the configuration.
+
+    Raises:
+        KeyboardInterrupt: if the training was stopped: a model half trained has no row.
+    """
+    train, test = _images()
+    model, history = _trained(configuration)
     asked = {name: getattr(configuration, name) for name in ("seed", "beta", "trained_on", "iw_samples")}
-    row = result_row(model, history, train.x, test.x, **asked)
+    row = result_row(model, history, train.x, test.x, shipped_classifier(), **asked)
+    if configuration.architecture in AUTOENCODERS:  # its KL would only tell which width stands for a point
+        row = {name: value for name, value in row.items() if not re.search("kl|elbo", name)}
     return {"digest": configuration.digest} | row | {"architecture": configuration.architecture}
 
 
@@ -296,6 +362,12 @@ def save_table(rows: Sequence[dict[str, Any]], name: str) -> Path:
     return path
 
 
+LATENT_DIMS = (1, 2, 3, 5, 10, 20, 32, 64)
+OTHER_BETAS = (0.25, 0.5, 2.0, 4.0)  # beside 1, at 20 dimensions
+GRID = range(3), ("mlp", "conv")
+DRAWS = 10  # codes of the prior that every model decodes: the first coordinates of the same draws
+AXIS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # values given to one coordinate, in standard deviations of the prior
+
 # The tables of the report. Seeds vary slowest: a study cut short has every model once. A model scored with several
 # numbers of samples is trained once.
 TABLES: dict[str, list[Configuration]] = {
@@ -305,9 +377,54 @@ TABLES: dict[str, list[Configuration]] = {
     ],
     "03_literature": [
         Configuration("residual", 32, seed, trained_on="binarised", n_epochs=30, iw_samples=iw_samples)
-        for seed, iw_samples in [*itertools.product(range(2), (1, 10, 100)), (0, 500)]
+        for seed, iw_samples in [*itertools.product(range(2), (1, 10, 100)), (0, 500), (0, 5000)]
+    ],
+    # The models to compare, then the MLP with other β for the rate-distortion plane, then the auto-encoders.
+    "04_study": [
+        *(Configuration(name, d, seed, iw_samples=100) for seed, name, d in itertools.product(*GRID, LATENT_DIMS)),
+        *(Configuration("mlp", 20, seed, beta) for seed, beta in itertools.product(range(3), OTHER_BETAS)),
+        *(Configuration(f"{name}_ae", d, seed, beta=0.0) for seed, name, d in itertools.product(*GRID, LATENT_DIMS)),
     ],
 }
+
+
+def pictures(configurations: Iterable[Configuration]) -> dict[str, Any]:
+    """What the models of these configurations draw, as 8-bit images (..., 28, 28), for figures.
+
+    Returns:
+        By name, for each model, ``<architecture>_<latent_dim>_train`` and ``_test``, reconstructions through ``mu`` of
+        ten display digits (10, 28, 28), ``_prior``, the same ten draws of the prior decoded, and ``_axes``: the
+        reconstruction of three test digits as one coordinate takes the values ``AXIS``, for the coordinate of
+        the largest and of the smallest KL divergence (3, 2, 7, 28, 28).
+    """
+    train, test = (display_batch(images, per_class=1).x for images in _images())
+    draws = torch.randn(max(LATENT_DIMS), DRAWS, generator=torch.Generator().manual_seed(0)).T
+    found = {}
+    for configuration in configurations:
+        model, _ = _trained(configuration)
+        mu, logvar = posterior_parameters(model, _images()[1].x)
+        order = kl_per_dim(mu, logvar).mean(dim=0).argsort(descending=True)
+        mu_test = posterior_parameters(model, test)[0]
+        codes = {
+            "train": posterior_parameters(model, train)[0],
+            "test": mu_test,
+            "prior": draws[:, : configuration.latent_dim],
+            "axes": traversals(mu_test[[2, 4, 7]], order[[0, -1]], torch.tensor(AXIS)),
+        }
+        for name, z in codes.items():
+            with torch.no_grad():
+                probs = model.decode(z.reshape(-1, z.shape[-1])).sigmoid().reshape(*z.shape[:-1], 28, 28)
+            found[f"{configuration.architecture}_{configuration.latent_dim}_{name}"] = (
+                (probs * 255).round().to(torch.uint8).numpy()
+            )
+    return found
+
+
+def save_pictures(path: Path | str) -> None:
+    """Write the pictures of the study's models of seed 0 and β = 1 to one file, moved into place when complete."""
+    shown = [c for c in TABLES["04_study"] if c.seed == 0 and c.beta == 1]
+    with paths.atomic_write(path) as partial_file, partial_file.open("wb") as file:
+        np.savez_compressed(file, **pictures(shown))
 
 
 def main() -> None:
@@ -319,11 +436,13 @@ def main() -> None:
     path = paths.figures_dir() / f"{arguments.table}.csv"
     if arguments.workers <= 1:
         run_study(TABLES[arguments.table], path)
-        return
-    n_threads = max(1, (os.cpu_count() or 1) // arguments.workers)
-    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in whatever state they are
-    with ProcessPoolExecutor(arguments.workers, context, torch.set_num_threads, (n_threads,)) as executor:
-        run_study(TABLES[arguments.table], path, executor)
+    else:
+        n_threads = max(1, (os.cpu_count() or 1) // arguments.workers)
+        context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in whatever state they are
+        with ProcessPoolExecutor(arguments.workers, context, torch.set_num_threads, (n_threads,)) as executor:
+            run_study(TABLES[arguments.table], path, executor)
+    if arguments.table == "04_study":
+        save_pictures(path.with_name("04_images.npz"))
 
 
 if __name__ == "__main__":
