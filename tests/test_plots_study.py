@@ -112,3 +112,77 @@ def test_a_bound_is_one_line_for_each_seed_beside_what_others_published():
     assert [list(line.get_xdata()) for line in lines] == [[1, 10, 100]] * 2
     assert ax.get_xscale() == "log"
     assert {"others"} <= texts(ax)
+
+
+# --- the latent dimension
+
+
+@pytest.fixture
+def by_seed():
+    """A score of three latent dimensions and two seeds; one seed lacks the largest."""
+    return pd.DataFrame({0: [140.0, 100.0, 98.0], 1: [144.0, 102.0, np.nan]}, index=[2, 10, 64])
+
+
+def test_a_line_passes_through_the_means_and_its_band_covers_the_seeds(by_seed):
+    line = plots_study.Line(by_seed, "o-", "black")
+    fig = plots_study.by_dimension({"recon": ("nats", {"mlp": line})}, {"recon": {"floor": 45.5}})
+    (ax,) = fig.axes
+    drawn = {tuple(found.get_ydata()) for found in ax.lines}
+    assert (142.0, 101.0, 98.0) in drawn
+    assert any(sorted(y for y in ys if y == y) == [98.0, 100.0, 102.0, 140.0, 144.0] for ys in drawn)
+    (band,) = ax.collections
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices}
+    assert {(2, 140), (2, 144), (10, 100), (10, 102), (64, 98)} <= corners
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["2", "10", "64"]
+    assert "floor" in texts(ax)
+    assert 45.5 in {y for found in ax.lines for y in found.get_ydata()}
+
+
+def test_a_name_is_listed_once_for_all_panels_and_an_axis_may_be_logarithmic(by_seed):
+    line = plots_study.Line(by_seed, "o-", "black")
+    panels = {"a": ("nats", {"mlp": line}), "b": ("bits", {"mlp": line, "conv": line})}
+    fig = plots_study.by_dimension(panels, log_y=["b"])
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["mlp", "conv"]
+    assert [ax.get_yscale() for ax in fig.axes] == ["linear", "log"]
+    assert [(ax.get_title(), ax.get_ylabel()) for ax in fig.axes] == [("a", "nats"), ("b", "bits")]
+
+
+def test_divergences_stand_at_their_mean_with_the_range_of_the_seeds():
+    values = np.array([[2.0, 1.0, 0.001], [3.0, 1.2, 0.003]])
+    fig = plots_study.sorted_divergences({"conv": values, "mlp": values * 2}, {"conv": 2.0, "mlp": 2.5})
+    conv, mlp = fig.axes
+    dots = next(line for line in conv.lines if line.get_marker() == "s")
+    np.testing.assert_allclose(dots.get_xydata(), [[1, 2.5], [2, 1.1], [3, 0.002]])
+    ranges = conv.collections[0].get_segments()
+    np.testing.assert_allclose(ranges[2], [[3, 0.001], [3, 0.003]])
+    assert "2.0 active" in texts(conv)
+    assert "2.5 active" in texts(mlp)
+    assert any(list(line.get_xdata()) == [2.5, 2.5] for line in conv.lines)
+
+
+def test_grids_share_their_rows_and_show_every_image():
+    panels = {"test": {"2": np.full((3, 28, 28), 0.25), "20": np.full((3, 28, 28), 0.75)}}
+    panels["train"] = {"2": np.zeros((2, 28, 28)), "20": np.ones((2, 28, 28))}
+    fig = plots_study.picture_grids(panels)
+    left, right = fig.axes
+    assert (left.get_title(), right.get_title()) == ("test", "train")
+    assert [label.get_text() for label in left.get_yticklabels()] == ["2", "20"]
+    assert [label.get_text() for label in right.get_yticklabels()] == []
+    picture = left.images[0].get_array()
+    assert picture[10, 10] == 0.75  # ink on paper: 0.25 of ink leaves 0.75 of light
+    assert picture[40, 40] == 0.25
+    with pytest.raises(ValueError, match="the same rows"):
+        plots_study.picture_grids({"test": panels["test"], "train": {"3": np.zeros((2, 28, 28))}})
+
+
+def test_models_stand_at_their_rate_and_distortion_and_a_sum_is_a_falling_line():
+    rows = pd.DataFrame({"label": ["1", "1", "4"], "rate": [24.0, 26.0, 12.0], "distortion": [77.0, 79.0, 95.0]})
+    fig = plots_study.rate_distortion({"mlp": (rows, "o-", "black")}, [103])
+    (ax,) = fig.axes
+    means = next(line for line in ax.lines if line.get_label() == "mlp")
+    np.testing.assert_allclose(means.get_xydata(), [[25, 78], [12, 95]])
+    dots = next(line for line in ax.lines if line.get_marker() == ".")
+    np.testing.assert_allclose(dots.get_xydata(), rows[["rate", "distortion"]])
+    falling = next(line for line in ax.lines if line.get_linestyle() == ":")
+    np.testing.assert_allclose(falling.get_xydata().sum(axis=1), 103)
+    assert {"1", "4", "−ELBO = 103"} <= texts(ax)

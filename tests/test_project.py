@@ -65,8 +65,8 @@ def test_the_package_itself_is_installed_in_editable_mode(pip_lines, environment
 
 
 def test_the_ranges_of_the_package_admit_the_exact_versions(project, pins):
-    declared = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
-    for requirement in map(Requirement, declared):
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    for requirement in (Requirement(text) for group in groups for text in group):
         pin = pins[canonicalize_name(requirement.name)]
         (exact,) = pin.specifier
         assert requirement.specifier.contains(exact.version), (str(requirement), str(pin))
