@@ -314,5 +314,5 @@ def test_a_flipped_byte_among_the_weights_is_noticed(trained, build, tmp_path):
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="is damaged: its tensors do not have the digest"):
+    with pytest.raises(ValueError, match="is damaged: its content does not have the digest"):
         load_checkpoint(path, build(), settings)

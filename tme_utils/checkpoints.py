@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from tme_utils.training import BATCH_SIZE, BETAS, MAX_LR, WARM_UP, History, Prob
 MEND = "delete it to train again, or restore it with `git checkout`"
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of names and values: the file format has no checksum of its own."""
-    sha = hashlib.sha256()
+def _digest(tensors: dict[str, Tensor], history: str = "") -> str:
+    """SHA-256 of the history, and of the tensors' names and values: the file format has no checksum of its own."""
+    sha = hashlib.sha256(history.encode())
     for name in sorted(tensors):
         sha.update(name.encode())
         sha.update(tensors[name].cpu().numpy().tobytes())
@@ -34,17 +35,24 @@ def save_checkpoint(path: Path | str, model: Any, settings: dict[str, Any], hist
         model: its ``state_dict`` is stored.
         settings: JSON-serialisable; what was asked for, compared when loading.
         history: its rows are stored as they are, its snapshots in 256 grey levels.
+
+    Raises:
+        OSError: if the file cannot be written; one that was there before stays as it is.
     """
     tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
     for name, probs in history.snapshots.items():
         tensors[f"snapshots.{name}"] = (probs * 255).round().to(torch.uint8)
+    rows = json.dumps(history.rows)
     metadata = {
         "settings": json.dumps(settings, sort_keys=True),
-        "history": json.dumps(history.rows),
-        "sha256": _digest(tensors),
+        "history": rows,
+        "sha256": _digest(tensors, rows),
     }
     with paths.atomic_write(path) as partial:
-        safetensors.torch.save_file(tensors, partial, metadata=metadata)
+        try:
+            safetensors.torch.save_file(tensors, partial, metadata=metadata)
+        except safetensors.SafetensorError as error:  # what the library makes of a full disk
+            raise OSError(str(error)) from error
 
 
 def load_checkpoint(path: Path | str, model: Any, settings: dict[str, Any]) -> History:
@@ -66,13 +74,15 @@ def load_checkpoint(path: Path | str, model: Any, settings: dict[str, Any]) -> H
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-    except safetensors.SafetensorError as error:
+        history = metadata.get("history", "[]")
+        rows = json.loads(history)
+    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); {MEND}") from error
     saved = metadata.get("settings")
     if saved != json.dumps(settings, sort_keys=True):
-        raise ValueError(f"{path} holds {saved}, not {json.dumps(settings, sort_keys=True)}")
-    if metadata.get("sha256") != _digest(tensors):
-        raise ValueError(f"{path} is damaged: its tensors do not have the digest it was saved with; {MEND}")
+        raise ValueError(f"{path} holds {saved}, not {json.dumps(settings, sort_keys=True)}; {MEND}")
+    if metadata.get("sha256") not in (_digest(tensors, history), _digest(tensors)):  # the latter in older files
+        raise ValueError(f"{path} is damaged: its content does not have the digest it was saved with; {MEND}")
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     try:
         model.load_state_dict(weights)
@@ -81,7 +91,7 @@ def load_checkpoint(path: Path | str, model: Any, settings: dict[str, Any]) -> H
     snapshots = {
         name.removeprefix("snapshots."): t.float() / 255 for name, t in tensors.items() if name.startswith("snapshots.")
     }
-    return History(rows=json.loads(metadata.get("history", "[]")), snapshots=snapshots)
+    return History(rows=rows, snapshots=snapshots)
 
 
 def checkpoint_name(settings: dict[str, Any]) -> str:
@@ -126,10 +136,11 @@ def load_or_train(
         progress: show a progress bar.
 
     Returns:
-        (model, history). A training stopped by Ctrl-C is returned but not saved.
+        (model, history). A training stopped by Ctrl-C is returned but not saved, and says so.
 
     Raises:
         ValueError: if the checkpoint is damaged or holds something else.
+        OSError: if it cannot be written; that its folder is read-only is told before the training.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -145,6 +156,7 @@ def load_or_train(
     path = Path(folder) / checkpoint_name(settings)
     if path.exists():
         return model, load_checkpoint(path, model, settings)
+    paths.check_writable(path)
     history = fit(
         model,
         x_train,
@@ -158,6 +170,8 @@ def load_or_train(
         on_epoch=on_epoch,
         progress=progress,
     )
-    if not history.interrupted:
+    if history.interrupted:
+        print(f"{path} is not written: only a whole training is saved", file=sys.stderr)
+    else:
         save_checkpoint(path, model, settings, history)
     return model, history

@@ -45,6 +45,7 @@ def load_mnist(split: str, root: Path | str = paths.DATA) -> Images:
     Raises:
         ValueError: for an unknown split, or an archive that is damaged.
         FileNotFoundError: for a missing archive.
+        OSError: if there is no room to unpack the archives; it names the folder.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; the splits are {', '.join(map(repr, SPLITS))}")
@@ -52,7 +53,7 @@ def load_mnist(split: str, root: Path | str = paths.DATA) -> Images:
     for name, md5 in MNIST.resources:
         _check_archive(archives / name, md5)
     is_train, part = SPLITS[split]
-    with tempfile.TemporaryDirectory() as folder:
+    with paths.naming(tempfile.gettempdir()), tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "MNIST" / "raw"
         raw.mkdir(parents=True)
         for name, _ in MNIST.resources:

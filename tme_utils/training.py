@@ -6,6 +6,7 @@ split by ``python -m benchmarks.recipe``, whose table is ``figures/02_recipe.csv
 """
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -145,7 +146,8 @@ def fit(
 ) -> History:
     """Train the model in place by the recipe of this module, on the accelerator if there is one.
 
-    Ctrl-C stops it early: the model keeps what it has learnt and the history ends with the last whole epoch.
+    Ctrl-C stops it early, which a line on stderr tells: the model keeps what it has learnt and the history ends with
+    the last whole epoch.
 
     Args:
         model: a VAE; it comes back to the device it was on.
@@ -219,6 +221,9 @@ def fit(
                     on_epoch(history)
         except KeyboardInterrupt:
             history.interrupted = True
+    if history.interrupted:
+        n_whole = max(0, len(history.rows) - 1)
+        print(f"stopped by Ctrl-C after {n_whole} of {n_epochs} epochs: the model is half trained", file=sys.stderr)
     return history
 
 
