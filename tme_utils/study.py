@@ -113,7 +113,7 @@ def result_row(
     history: History,
     x_train: Tensor,
     x_test: Tensor,
-    classifier: DigitClassifier,
+    classifier: DigitClassifier | None = None,
     *,
     seed: int,
     beta: float = 1.0,
@@ -127,7 +127,7 @@ def result_row(
         history: what ``fit`` returned.
         x_train: all training images, (N, 1, 28, 28), in [0, 1].
         x_test: all test images, (N, 1, 28, 28), in [0, 1].
-        classifier: the network in whose features generated and test images are compared.
+        classifier: the network in whose features generated and test images are compared; without it that is left out.
         seed: the seed of the training; the noise of the scores and the binarisation start from it too.
         beta: weight of the KL term in training; the scores are −ELBOs, with weight 1, whatever it was.
         trained_on: "grey" or "binarised".
@@ -165,7 +165,8 @@ def result_row(
     row["active_units"] = int(active_units(mu).sum())
     kl = kl_per_dim(mu, logvar).double().mean(dim=0).sort(descending=True).values
     row["kl_per_dim"] = " ".join(f"{value:.4f}" for value in kl.tolist())
-    row |= generation_scores(model, x_train, x_test, classifier, seed=seed)
+    if classifier is not None:
+        row |= generation_scores(model, x_train, x_test, classifier, seed=seed)
     x_binarised = binarise(x_test, torch.Generator().manual_seed(seed))
     row["binarised_neg_elbo"] = round(evaluate(model, x_binarised, seed=seed).averages()["neg_elbo"], 4)
     if iw_samples > 0:
