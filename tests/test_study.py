@@ -233,6 +233,8 @@ def test_generation_is_scored_on_codes_of_the_prior_and_of_the_training_images(
     build, random_images, generator, classifier
 ):
     model, x_train, x_test = build(), random_images(60), random_images(40, 1)
+    with torch.no_grad():
+        model.encoder[-1].weight[:2] *= 50  # both coordinates follow the image
     scores = study.generation_scores(model, x_train, x_test, classifier, seed=3)
     source = generator(3)
     with torch.no_grad():
@@ -246,6 +248,25 @@ def test_generation_is_scored_on_codes_of_the_prior_and_of_the_training_images(
             assert scores[f"frechet_{name}"] == pytest.approx(frechet_distance(found, reference), rel=1e-3, abs=1e-3)
             assert scores[f"recognised_{name}"] == pytest.approx(recognised(classifier, found), abs=1e-4)
     assert scores["divergence_from_prior"] == pytest.approx(divergence_from_prior(*codes, seed=3), abs=1e-3)
+
+
+def test_only_active_coordinates_are_compared_with_the_prior(build, random_images, classifier, monkeypatch):
+    model = build(latent_dim=4)
+    with torch.no_grad():  # mu of the second and the fourth coordinate no longer follows the image
+        model.encoder[-1].weight[[1, 3]] = 0
+        model.encoder[-1].weight[[0, 2]] *= 50
+    sizes = []
+    monkeypatch.setattr(
+        study, "divergence_from_prior", lambda *codes, seed: sizes.extend(z.shape for z in codes) or 0.5
+    )
+    scores = study.generation_scores(model, random_images(60), random_images(40, 1), classifier, seed=3)
+    assert sizes == [(60, 2), (40, 2)]
+    assert scores["divergence_from_prior"] == 0.5
+    with torch.no_grad():
+        model.encoder[-1].weight[:4] = 0
+    scores = study.generation_scores(model, random_images(60), random_images(40, 1), classifier, seed=3)
+    assert scores["divergence_from_prior"] == 0
+    assert len(sizes) == 2
 
 
 def test_no_more_codes_are_decoded_than_there_are_test_images(build, random_images, classifier, monkeypatch):

@@ -110,7 +110,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return float(shift + cov_a.trace() + cov_b.trace() - 2 * cross)
 
 
-def divergence_from_prior(z: Tensor, z_held_out: Tensor, *, seed: int, n_epochs: int = 5, hidden: int = 128) -> float:
+def divergence_from_prior(z: Tensor, z_held_out: Tensor, *, seed: int, n_epochs: int = 15, hidden: int = 128) -> float:
     r"""Lower bound of the Jensen-Shannon divergence between the distribution of codes and N(0, I), in bits.
 
     A network learns to tell codes from as many draws of the prior; on codes and draws that it has not seen, its

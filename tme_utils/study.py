@@ -197,13 +197,11 @@ def generation_scores(
         ``frechet_prior`` and ``frechet_aggregated``, the Fréchet distances to the test images of up to 10,000 decoded
         images (probabilities, no pixel drawn), from both kinds of codes; ``recognised_prior`` and
         ``recognised_aggregated``, the shares of them that the classifier is sure of;
-        ``divergence_from_prior`` of the codes, in bits.
+        ``divergence_from_prior`` of the codes' active coordinates, in bits.
     """
     generator = torch.Generator().manual_seed(seed)
-    codes = [
-        reparameterize(mu, logvar, torch.randn(mu.shape, generator=generator))
-        for mu, logvar in (posterior_parameters(model, x) for x in (x_train, x_test))
-    ]
+    posteriors = [posterior_parameters(model, x) for x in (x_train, x_test)]
+    codes = [reparameterize(mu, lv, torch.randn(mu.shape, generator=generator)) for mu, lv in posteriors]
     scores = {}
     reference = features(classifier, x_test)
     for name, z in [
@@ -213,9 +211,11 @@ def generation_scores(
         decoded = torch.cat([features(classifier, model.decode(part).sigmoid()) for part in z.split(1000)])
         scores[f"frechet_{name}"] = round(frechet_distance(decoded, reference), 3)
         scores[f"recognised_{name}"] = round(recognised(classifier, decoded), 4)
+    # Where a unit is not active q(z|x) is the prior: to the network these coordinates would be noise.
+    active = active_units(posteriors[1][0])
     with torch.enable_grad():
-        scores["divergence_from_prior"] = round(divergence_from_prior(*codes, seed=seed), 4)
-    return scores
+        bits = divergence_from_prior(*(z[:, active] for z in codes), seed=seed) if active.any() else 0.0
+    return scores | {"divergence_from_prior": round(bits, 4)}
 
 
 def _standard_error(values: Tensor) -> float:
