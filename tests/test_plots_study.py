@@ -147,6 +147,14 @@ def test_a_name_is_listed_once_for_all_panels_and_an_axis_may_be_logarithmic(by_
     assert [(ax.get_title(), ax.get_ylabel()) for ax in fig.axes] == [("a", "nats"), ("b", "bits")]
 
 
+def test_panels_fill_rows_and_what_is_left_is_empty(by_seed):
+    line = plots_study.Line(by_seed, "o-", "black")
+    fig = plots_study.by_dimension({name: ("nats", {"mlp": line}) for name in "abc"}, n_columns=2)
+    assert [ax.get_title() for ax in fig.axes] == ["a", "b", "c", ""]
+    assert [ax.axison for ax in fig.axes] == [True, True, True, False]
+    assert fig.axes[2].get_position().y1 < fig.axes[0].get_position().y0
+
+
 def test_divergences_stand_at_their_mean_with_the_range_of_the_seeds():
     values = np.array([[2.0, 1.0, 0.001], [3.0, 1.2, 0.003]])
     fig = plots_study.sorted_divergences({"conv": values, "mlp": values * 2}, {"conv": 2.0, "mlp": 2.5})
@@ -176,13 +184,16 @@ def test_grids_share_their_rows_and_show_every_image():
 
 
 def test_models_stand_at_their_rate_and_distortion_and_a_sum_is_a_falling_line():
-    rows = pd.DataFrame({"label": ["1", "1", "4"], "rate": [24.0, 26.0, 12.0], "distortion": [77.0, 79.0, 95.0]})
+    rows = pd.DataFrame(
+        {"label": ["1", "1", "4", "5"], "rate": [24.0, 26.0, 12.0, 11.0], "distortion": [77.0, 79.0, 95.0, 96.5]}
+    )
     fig = plots_study.rate_distortion({"mlp": (rows, "o-", "black")}, [103])
     (ax,) = fig.axes
     means = next(line for line in ax.lines if line.get_label() == "mlp")
-    np.testing.assert_allclose(means.get_xydata(), [[25, 78], [12, 95]])
+    np.testing.assert_allclose(means.get_xydata(), [[25, 78], [12, 95], [11, 96.5]])
     dots = next(line for line in ax.lines if line.get_marker() == ".")
     np.testing.assert_allclose(dots.get_xydata(), rows[["rate", "distortion"]])
     falling = next(line for line in ax.lines if line.get_linestyle() == ":")
     np.testing.assert_allclose(falling.get_xydata().sum(axis=1), 103)
     assert {"1", "4", "−ELBO = 103"} <= texts(ax)
+    assert "5" not in texts(ax)  # too near to 4

@@ -149,6 +149,7 @@ def by_dimension(
     panels: Mapping[str, tuple[str, Mapping[str, Line]]],
     references: Mapping[str, Mapping[str, float]] | None = None,
     log_y: Sequence[str] = (),
+    n_columns: int = 3,
 ) -> Figure:
     """Scores against the latent dimension: lines through the means, dots for the seeds, a band over their range.
 
@@ -156,11 +157,16 @@ def by_dimension(
         panels: title -> (label of the vertical axis, name -> line). Names are listed once, beside the last panel.
         references: title -> name -> a value drawn across the panel.
         log_y: titles of panels with a logarithmic axis.
+        n_columns: most panels in a row.
     """
+    n_columns = min(n_columns, len(panels))
+    n_rows = -(-len(panels) // n_columns)
     with plt.rc_context(STYLE):
-        fig, axes = plt.subplots(1, len(panels), figsize=(4.1 * len(panels) + 0.6, 3.9), squeeze=False)
+        fig, axes = plt.subplots(n_rows, n_columns, figsize=(4.1 * n_columns + 0.6, 3.8 * n_rows), squeeze=False)
+        for ax in axes.flat[len(panels) :]:
+            ax.axis("off")
         handles: dict[str, Any] = {}
-        for ax, (title, (ylabel, lines)) in zip(axes[0], panels.items(), strict=True):
+        for ax, (title, (ylabel, lines)) in zip(axes.flat, panels.items(), strict=False):
             for name, line in lines.items():
                 handles.setdefault(name, _draw_line(ax, line))
             dims = sorted({d for line in lines.values() for d in line.values.index})
@@ -232,7 +238,8 @@ def rate_distortion(curves: Mapping[str, tuple[pd.DataFrame, str, str]], sums: S
 
     Args:
         curves: name -> (rows with ``label``, ``rate`` and ``distortion`` in nats, in the order to join them; format;
-            colour). Rows of one label are seeds: a dot each, and the line passes through their mean.
+            colour). Rows of one label are seeds: a dot each, and the line passes through their mean. A label within
+            2 nats of the one before is left out.
         sums: values of −ELBO, rate + distortion, to draw as lines.
     """
     with plt.rc_context(STYLE):
@@ -241,17 +248,16 @@ def rate_distortion(curves: Mapping[str, tuple[pd.DataFrame, str, str]], sums: S
             means = rows.groupby("label", sort=False)[["rate", "distortion"]].mean()
             ax.plot(means["rate"], means["distortion"], style, color=colour, label=name, markersize=6)
             ax.plot(rows["rate"], rows["distortion"], ".", color=colour, markersize=3)
-            for label, (rate, distortion) in means.iterrows():
-                ax.annotate(
-                    str(label), (rate, distortion), (5, 4), textcoords="offset points", fontsize=9, color=colour
-                )
+            last = np.array([np.inf, np.inf])
+            for label, place in zip(means.index, means.to_numpy(), strict=True):
+                if np.abs(place - last).max() > 2:  # nats; nearer ones would be written over each other
+                    ax.annotate(str(label), place, (6, 5), textcoords="offset points", fontsize=10, color=colour)
+                    last = place
         limits = ax.axis()
         for value in sums:
             rate = np.array(limits[:2])
             ax.plot(rate, value - rate, color=COLOURS["reference"], linestyle=":", linewidth=1)
-            ax.annotate(
-                f"−ELBO = {value:g}", (value - limits[3], limits[3]), (3, -12), textcoords="offset points", fontsize=9
-            )
+            ax.annotate(f"−ELBO = {value:g}", (limits[1], value - limits[1]), (0, 9), va="bottom", **ABOVE)
         ax.axis(limits)
         ax.set(xlabel="rate: KL (nats per image)", ylabel="distortion: recon (nats per image)")
         ax.legend(fontsize=11)
