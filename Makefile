@@ -1,10 +1,11 @@
-# `make report` runs the notebooks, `make test` checks everything, `make lab` opens JupyterLab.
+# `make report` runs the notebooks, `make test` checks everything, `make strict` checks the notebooks' outputs as other
+# processors compute them, `make lab` opens JupyterLab, `make site` writes the report as a static site.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: report test lab
+.PHONY: report test strict lab site
 
 report: $(VENV)/ready
 	@for notebook in $(NOTEBOOKS); do \
@@ -19,8 +20,16 @@ report: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/pytest --nbval
 
+# The notebooks' outputs must hold on other processors too: without vector instructions, and with one thread.
+strict: $(VENV)/ready
+	ATEN_CPU_CAPABILITY=default $(BIN)/pytest --nbval notebooks
+	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval notebooks
+
 lab: $(VENV)/ready
 	$(BIN)/jupyter lab --notebook-dir=. notebooks
+
+site: $(VENV)/ready
+	$(BIN)/python -m tools.site site
 
 # The environment: exact versions from environment.yml, the package itself in editable mode.
 $(VENV)/ready: environment.yml pyproject.toml

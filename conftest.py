@@ -3,14 +3,18 @@
 import os
 import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
+from benchmarks.browser import find_browser, open_browser
 from tme_utils import data, models, paths
 from tme_utils.training import Probes, fit
+
+TIMEOUT = 60_000  # milliseconds: a busy machine is slow, not wrong
 
 settings.register_profile("report", deadline=None, derandomize=True)
 settings.load_profile("report")
@@ -115,3 +119,29 @@ def ctrl_c():
         raise KeyboardInterrupt
 
     return ctrl_c
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium; without one the tests are skipped, but fail in CI."""
+    if find_browser() is None:
+        message = "no Chromium and no Chrome on this machine: nothing is tested in a browser"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    with open_browser() as browser:
+        yield browser
+
+
+@contextmanager
+def opened(browser, **options):
+    """A tab, its console errors and its requests; nobody may have complained in the end."""
+    context = browser.new_context(viewport={"width": 1300, "height": 1000}, **options)
+    context.set_default_timeout(TIMEOUT)
+    page = context.new_page()
+    errors = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    context.close()
+    assert errors == []

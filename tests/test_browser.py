@@ -1,35 +1,21 @@
 """The explorer in a real browser: the front end against torch, the page from a file, and a notebook in JupyterLab."""
 
-import os
 import re
 import shutil
-from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks.browser import PIXELS, find_browser, jupyter_lab, open_browser, run_all, write_notebook
+from benchmarks.browser import PIXELS, jupyter_lab, run_all, write_notebook
 from benchmarks.explorer import CELL, MODELS, differences, in_browser
+from conftest import opened
 from tme_utils import models, paths
 from tme_utils.explorer import LatentExplorer
 from tme_utils.shipped import shipped_model
 
 N_IMAGES = 500
-TIMEOUT = 60_000  # milliseconds: a busy machine is slow, not wrong
 KEYS = {"down": "ArrowDown", "left": "ArrowLeft", "right": "ArrowRight", "up": "ArrowUp"}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium; without one the tests are skipped, but fail in CI."""
-    if find_browser() is None:
-        message = "no Chromium and no Chrome on this machine: nothing is tested in a browser"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    with open_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +28,6 @@ def folder(tmp_path_factory):
 def vaes():
     """The shipped MLP and the shipped convolutional VAE."""
     return {architecture: shipped_model(name)[0] for architecture, name in MODELS.items()}
-
-
-@contextmanager
-def opened(browser, **options):
-    """A tab, its console errors and its requests; nobody may have complained in the end."""
-    context = browser.new_context(viewport={"width": 1300, "height": 1000}, **options)
-    context.set_default_timeout(TIMEOUT)
-    page = context.new_page()
-    errors = []
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    yield page
-    context.close()
-    assert errors == []
 
 
 def grey(page, name="large"):

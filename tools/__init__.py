@@ -1,0 +1,1 @@
+"""What works on the report as a whole: the static site."""
