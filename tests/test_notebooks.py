@@ -217,9 +217,18 @@ def saves_figures_that_exist(name, notebook):
 
 
 def names_figures_after_itself(name, notebook):
+    prefix = name.partition("_")[0] + "_"
     for figure in saved_figures(notebook):
-        if figure is not None and not figure.startswith(f"{name[:2]}_"):
-            yield f"{figure} does not begin with {name[:2]}_"
+        if figure is not None and not figure.startswith(prefix):
+            yield f"{figure} does not begin with {prefix}"
+
+
+def names_tests_that_exist(name, notebook):
+    for cell in notebook["cells"]:
+        for file, test in re.findall(r"\b(test_\w+\.py)::(\w+)", source(cell)):
+            path = paths.ROOT / "tests" / file
+            if not path.is_file() or not re.search(rf"(?m)^def {test}\(", path.read_text(encoding="utf-8")):
+                yield f"no test {file}::{test}"
 
 
 RULES = [
@@ -244,7 +253,13 @@ RULES = [
     shows_no_memory_address,
     saves_figures_that_exist,
     names_figures_after_itself,
+    names_tests_that_exist,
 ]
+
+
+def is_notebook_name(name):
+    """Whether this is the name of one of the five notebooks or of the appendix."""
+    return re.fullmatch(r"(?:0[1-5]|A)_\w+\.ipynb", name) is not None
 
 
 def defined_twice(notebooks):
@@ -267,7 +282,21 @@ def report():
 
 def test_there_are_notebooks_to_check():
     assert NOTEBOOKS
-    assert all(re.fullmatch(r"0[1-5]_\w+\.ipynb", path.name) for path in NOTEBOOKS)
+    assert all(is_notebook_name(path.name) for path in NOTEBOOKS)
+
+
+def test_notebooks_are_numbered_or_the_appendix():
+    names = ["01_theory.ipynb", "05_latent.ipynb", "A_mistakes.ipynb"]
+    wrong = [
+        "06_more.ipynb",
+        "A.ipynb",
+        "A_.ipynb",
+        "AA_more.ipynb",
+        "B_more.ipynb",
+        "a_mistakes.ipynb",
+        "A_b.ipynb.bak",
+    ]
+    assert [is_notebook_name(name) for name in names + wrong] == [True] * 3 + [False] * 7
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -387,6 +416,9 @@ BAD = [
     (saves_figures_that_exist, titled(code("save_gif(frames, name='99_no_such_film')"))),
     (saves_figures_that_exist, titled(code("plots.save_figure(fig, f'02_{name}')"))),
     (names_figures_after_itself, titled(code("plots.save_figure(fig, '99_no_such_figure')"))),
+    (names_figures_after_itself, titled(code("plots.save_figure(fig, '98x_figure')"))),
+    (names_tests_that_exist, made_of(prose("# Title"), prose("Guarded by `test_elbo.py::test_of_nothing`."))),
+    (names_tests_that_exist, titled(code("# tests/test_nothing.py::test_even_odds_cost_784_bits"))),
 ]
 
 
@@ -402,6 +434,17 @@ def test_a_bad_notebook_is_found_out(rule, notebook):
 
 def test_every_rule_is_shown_to_fail():
     assert {rule for rule, _ in BAD} == set(RULES)
+
+
+def test_figures_bear_the_number_or_the_letter_of_their_notebook():
+    notebook = titled(code("plots.save_figure(fig, 'A_collapse')"))
+    assert list(names_figures_after_itself("A_mistakes.ipynb", notebook)) == []
+    assert list(names_figures_after_itself("01_theory.ipynb", notebook)) == ["A_collapse.png does not begin with 01_"]
+
+
+def test_a_named_test_is_looked_up_in_its_file():
+    named = "See `tests/test_elbo.py::test_even_odds_cost_784_bits`, `test_elbo.py::test_even_odds` and `test_x.py`."
+    assert list(names_tests_that_exist("x", titled(prose(named)))) == ["no test test_elbo.py::test_even_odds"]
 
 
 def test_more_than_a_quarter_of_ignored_cells_is_too_many_even_with_reasons(monkeypatch):
