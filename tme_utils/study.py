@@ -45,7 +45,7 @@ BUILDERS: dict[str, Callable[[int], models.VAE]] = {
     "mlp_ae": lambda latent_dim: models.deterministic(models.mlp_vae(latent_dim)),
     "conv_ae": lambda latent_dim: models.deterministic(models.conv_vae(latent_dim)),
 }
-AUTOENCODERS = {"mlp_ae", "conv_ae"}
+AUTOENCODERS = ("mlp_ae", "conv_ae")
 TRAINED_ON = ("grey", "binarised")
 N_GENERATED = 10_000  # images for each Fréchet distance, as many as there are test images
 
@@ -384,7 +384,10 @@ TABLES: dict[str, list[Configuration]] = {
     "04_study": [
         *(Configuration(name, d, seed, iw_samples=100) for seed, name, d in itertools.product(*GRID, LATENT_DIMS)),
         *(Configuration("mlp", 20, seed, beta) for seed, beta in itertools.product(range(3), OTHER_BETAS)),
-        *(Configuration(f"{name}_ae", d, seed, beta=0.0) for seed, name, d in itertools.product(*GRID, LATENT_DIMS)),
+        *(
+            Configuration(name, d, seed, beta=0.0)
+            for name, seed, d in itertools.product(AUTOENCODERS, range(3), LATENT_DIMS)
+        ),
     ],
 }
 
