@@ -1,4 +1,4 @@
-"""Write the README's results table from the committed tables: ``python -m benchmarks.readme``."""
+"""Write the README's table of results from the committed tables: ``python -m benchmarks.readme``."""
 
 import re
 
@@ -6,7 +6,6 @@ import pandas as pd
 
 from tme_utils import paths
 
-START, END = "<!-- results", "<!-- end of results -->"
 MODEL = ["architecture", "latent_dim", "trained_on", "n_epochs", "n_parameters"]
 SCORES = {
     "test_recon": "recon",
@@ -15,36 +14,60 @@ SCORES = {
     "binarised_neg_elbo": "binarised −ELBO",
     "iw_nll": "binarised −log p (samples)",
 }
+HEADS = ["model", "$d$", "images", "epochs", "parameters", "seconds", "seeds", *SCORES.values()]
 
 
-def results_table(table: pd.DataFrame) -> str:
-    """One line for each model: mean ± standard deviation over its seeds, in nats per image of the test set."""
-    heads = ["model", "$d$", "trained on", "epochs", "parameters", "seeds", *SCORES.values()]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+def markdown(heads: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows])
+
+
+def results_table(table: pd.DataFrame, published: pd.DataFrame) -> str:
+    """One line for each model, mean ± standard deviation over its seeds, then the published numbers.
+
+    Args:
+        table: rows of results.
+        published: ``source``, ``network``, ``latent_dim``, ``test_images``, ``epochs``, ``measure``, ``nats``.
+    """
+    lines = []
     for model, rows in table.groupby(MODEL, sort=False):
         most = rows[rows["iw_samples"] == rows["iw_samples"].max()]  # the tightest bound says most
-        cells = [*map(str, model[:-1]), f"{model[-1]:,}", str(rows["seed"].nunique())]
+        each = rows.drop_duplicates("seed")
+        line = [*map(str, model[:-1]), f"{model[-1]:,}", f"{each['seconds'].min():.0f}", str(len(each))]
         for score in SCORES:
-            values = (most if score == "iw_nll" else rows.drop_duplicates("seed"))[score]
+            values = (most if score == "iw_nll" else each)[score]
             spread = f" ± {values.std():.2f}" if len(values) > 1 else ""
-            samples = f" ({most['iw_samples'].iloc[0]:,})" if score == "iw_nll" else ""
-            cells.append(f"{values.mean():.1f}{spread}{samples}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            samples = f" ({int(most['iw_samples'].iloc[0]):,})" if score == "iw_nll" else ""
+            line.append(f"{values.mean():.1f}{spread}{samples}")
+        lines.append(line)
+    for row in published.itertuples():
+        epochs = "" if pd.isna(row.epochs) else f"{row.epochs:.0f}"
+        scores = dict.fromkeys(SCORES, "")
+        if row.measure == "−ELBO":
+            scores["test_neg_elbo" if row.test_images == "grey" else "binarised_neg_elbo"] = str(row.nats)
+        else:
+            samples = re.search(r"IW_(\d+)", row.measure)
+            scores["iw_nll"] = f"{row.nats} ({int(samples[1]):,})" if samples else str(row.nats)
+        name = f"*{row.source}: {row.network}*"
+        lines.append([name, str(row.latent_dim), row.test_images, epochs, "", "", "", *scores.values()])
+    return markdown(HEADS, lines)
 
 
-def with_results(readme: str, table: pd.DataFrame) -> str:
-    """The README's text with its results table replaced."""
-    pattern = re.compile(rf"({re.escape(START)}[^\n]*\n).*?({re.escape(END)})", re.DOTALL)
+def replaced(readme: str, name: str, table: str) -> str:
+    """The README's text with the table between ``<!-- name`` and ``<!-- end of name -->`` replaced."""
+    pattern = re.compile(rf"(<!-- {name}[^\n]*\n).*?(<!-- end of {name} -->)", re.DOTALL)
     if len(pattern.findall(readme)) != 1:
-        raise ValueError(f"the README must hold one line starting with {START!r} and one line {END!r} after it")
-    return pattern.sub(lambda match: f"{match[1]}\n{results_table(table)}\n\n{match[2]}", readme)
+        raise ValueError(
+            f"the README must hold one line '<!-- {name} ...' and one line '<!-- end of {name} -->' after it"
+        )
+    return pattern.sub(lambda match: f"{match[1]}\n{table}\n\n{match[2]}", readme)
 
 
 def main() -> None:
-    path = paths.ROOT / "README.md"
-    tables = [pd.read_csv(paths.ROOT / "figures" / f"{name}.csv") for name in ("03_match", "03_literature")]
-    text = with_results(path.read_text(encoding="utf-8"), pd.concat(tables))
+    path, figures = paths.ROOT / "README.md", paths.ROOT / "figures"
+    ours = pd.concat([pd.read_csv(figures / f"{name}.csv") for name in ("03_match", "03_literature")])
+    published = pd.read_csv(figures / "03_published.csv", dtype={"nats": str})
+    text = replaced(path.read_text(encoding="utf-8"), "results", results_table(ours, published))
     with paths.atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
