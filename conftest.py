@@ -23,8 +23,9 @@ settings.load_profile("report")
 def pytest_configure(config):
     """Point TME_FIGURES at a temporary folder before any kernel starts: kernels inherit the environment."""
     folder = Path(tempfile.mkdtemp(prefix="tme-figures-"))
-    for table in (paths.ROOT / "figures").glob("*.[cn][sp][vz]"):  # CSV and NPZ: what the notebooks read
-        shutil.copy(table, folder)
+    for pattern in ("*.csv", "*.npz"):  # what the notebooks read
+        for table in (paths.ROOT / "figures").glob(pattern):
+            shutil.copy(table, folder)
     before = os.environ.get("TME_FIGURES")
     os.environ["TME_FIGURES"] = str(folder)
 

@@ -386,7 +386,7 @@ TABLES: dict[str, list[Configuration]] = {
         *(Configuration("mlp", 20, seed, beta) for seed, beta in itertools.product(range(3), OTHER_BETAS)),
         *(
             Configuration(name, d, seed, beta=0.0)
-            for name, seed, d in itertools.product(AUTOENCODERS, range(3), LATENT_DIMS)
+            for seed, name, d in itertools.product(range(3), AUTOENCODERS, LATENT_DIMS)
         ),
     ],
 }
