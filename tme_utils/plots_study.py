@@ -15,7 +15,7 @@ from tme_utils.plots import COLOURS, STYLE, draw_tiles
 # A light and a dark colour, told apart without hue; another marker for each.
 ARCHITECTURES = {"mlp": "#56b4e9", "conv": "#7a3b8f"}
 MARKERS = {"mlp": "o", "conv": "s"}
-ABOVE: Any = {"textcoords": "offset points", "ha": "right", "fontsize": 10}
+BESIDE: Any = {"textcoords": "offset points", "fontsize": 10}
 RIGHT: Any = {"xycoords": "axes fraction", "ha": "right", "fontsize": 10}
 
 
@@ -178,7 +178,7 @@ def by_dimension(
             ax.set(title=title, xlabel="latent dimension $d$", ylabel=ylabel)
             for name, value in (references or {}).get(title, {}).items():
                 ax.axhline(value, color=COLOURS["reference"], linestyle=":", linewidth=1.2)
-                ax.annotate(name, (0.99, value), (0, 3), xycoords=ax.get_yaxis_transform(), **ABOVE)
+                ax.annotate(name, (0.01, value), (0, 3), xycoords=ax.get_yaxis_transform(), **BESIDE)
         fig.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1, 0.55), fontsize=11)
     return fig
 
@@ -257,7 +257,7 @@ def rate_distortion(curves: Mapping[str, tuple[pd.DataFrame, str, str]], sums: S
         for value in sums:
             rate = np.array(limits[:2])
             ax.plot(rate, value - rate, color=COLOURS["reference"], linestyle=":", linewidth=1)
-            ax.annotate(f"−ELBO = {value:g}", (limits[1], value - limits[1]), (0, 9), va="bottom", **ABOVE)
+            ax.annotate(f"−ELBO = {value:g}", (limits[1], value - limits[1]), (0, -3), va="top", ha="right", **BESIDE)
         ax.axis(limits)
         ax.set(xlabel="rate: KL (nats per image)", ylabel="distortion: recon (nats per image)")
         ax.legend(fontsize=11)
