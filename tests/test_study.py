@@ -1,5 +1,6 @@
 import csv
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -212,9 +213,10 @@ def test_run_trains_the_model_that_its_configuration_says(small_images, classifi
     history = fit(model, train.x, test.x, 1, seed=5, beta=0.5, max_lr=1e-3, binarised=True, progress=False)
     options = {"seed": 5, "beta": 0.5, "trained_on": "binarised", "iw_samples": 7}
     expected = result_row(model, history, train.x, test.x, classifier, **options)
-    timed = {"seconds", "digest"}
+    timed = {"seconds", "digest", "python"}
     assert {k: v for k, v in row.items() if k not in timed} == {k: v for k, v in expected.items() if k not in timed}
     assert row["digest"] == configuration.digest
+    assert row["python"] == platform.python_version()
 
 
 def test_a_run_repeated_gives_the_same_row(small_images):

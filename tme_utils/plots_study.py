@@ -253,11 +253,13 @@ def rate_distortion(curves: Mapping[str, tuple[pd.DataFrame, str, str]], sums: S
                 if np.abs(place - last).max() > 2:  # nats; nearer ones would be written over each other
                     ax.annotate(str(label), place, (6, 5), textcoords="offset points", fontsize=10, color=colour)
                     last = place
+        ax.margins(y=0.12)
         limits = ax.axis()
         for value in sums:
             rate = np.array(limits[:2])
             ax.plot(rate, value - rate, color=COLOURS["reference"], linestyle=":", linewidth=1)
-            ax.annotate(f"−ELBO = {value:g}", (limits[1], value - limits[1]), (0, -3), va="top", ha="right", **BESIDE)
+            place = limits[0] + 0.85 * (limits[1] - limits[0])
+            ax.annotate(f"−ELBO = {value:g}", (place, value - place), (0, -5), va="top", ha="right", **BESIDE)
         ax.axis(limits)
         ax.set(xlabel="rate: KL (nats per image)", ylabel="distortion: recon (nats per image)")
         ax.legend(fontsize=11)

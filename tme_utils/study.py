@@ -135,8 +135,8 @@ def result_row(
 
     Returns:
         One row: what was trained (``architecture``, ``latent_dim``, ``beta``, ``trained_on``, ``n_epochs``,
-        ``seed``, ``n_parameters``), how (``seconds`` of training; ``threads``, ``device``, ``torch`` and ``python`` of
-        this process, which trained the model unless its checkpoint was there), and in nats per image ``recon``, ``kl``
+        ``seed``, ``n_parameters``), how (``seconds`` of training; ``threads``, ``device`` and ``torch`` of this
+        process, which trained the model unless its checkpoint was there), and in nats per image ``recon``, ``kl``
         and ``neg_elbo`` of grey images, each as ``train_`` and ``test_``;
         ``test_neg_elbo_se``, its standard error over the test images; ``test_squared_error``, the squared error
         summed over the pixels of the reconstruction through ``mu``; ``active_units``; ``kl_per_dim``, the mean
@@ -152,8 +152,7 @@ def result_row(
     row = {name: model.config[name] for name in ("architecture", "latent_dim")}
     row |= {"beta": beta, "trained_on": trained_on, "n_epochs": len(history.rows) - 1, "seed": seed}
     row |= {"n_parameters": model.n_parameters, "seconds": round(history.rows[-1]["seconds"], 1)}
-    row |= {"threads": torch.get_num_threads(), "device": str(best_device())}
-    row |= {"torch": torch.__version__, "python": platform.python_version()}
+    row |= {"threads": torch.get_num_threads(), "device": str(best_device()), "torch": torch.__version__}
     for split, x in [("train", x_train), ("test", x_test)]:
         terms = evaluate(model, x, seed=seed)
         row |= {f"{split}_{term}": round(value, 4) for term, value in terms.averages().items()}
@@ -253,7 +252,7 @@ def run(configuration: Configuration) -> dict[str, Any]:
     """Train and score the model of a configuration: a function of it alone, but for rounding and speed.
 
     Returns:
-        The row of :func:`result_row`, and ``digest``, which names the configuration.
+        The row of :func:`result_row`, ``digest``, which names the configuration, and ``python``, its version.
 
     Raises:
         KeyboardInterrupt: if the training was stopped: a model half trained has no row.
@@ -264,7 +263,8 @@ def run(configuration: Configuration) -> dict[str, Any]:
     row = result_row(model, history, train.x, test.x, shipped_classifier(), **asked)
     if configuration.architecture in AUTOENCODERS:  # its KL would only tell which width stands for a point
         row = {name: value for name, value in row.items() if not re.search("kl|elbo", name)}
-    return {"digest": configuration.digest} | row | {"architecture": configuration.architecture}
+    names = {"architecture": configuration.architecture, "python": platform.python_version()}
+    return {"digest": configuration.digest} | row | names
 
 
 def run_study(
