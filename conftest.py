@@ -11,7 +11,7 @@ import torch
 from hypothesis import settings
 
 from benchmarks.browser import find_browser, open_browser
-from tme_utils import data, models, paths
+from tme_utils import checkpoints, data, models, paths
 from tme_utils.training import Probes, fit
 
 TIMEOUT = 60_000  # milliseconds: a busy machine is slow, not wrong
@@ -92,6 +92,14 @@ def trained(build, random_images, probes):
     model = build()
     history = fit(model, random_images(60), random_images(20, 1), 2, probes=probes, progress=False)
     return model, history, model.config | {"seed": 0}
+
+
+@pytest.fixture
+def n_trainings(monkeypatch):
+    """Count how often ``fit`` is called by ``load_or_train``: the length of this list."""
+    calls = []
+    monkeypatch.setattr(checkpoints, "fit", lambda *a, **k: calls.append(k) or fit(*a, **k))
+    return calls
 
 
 @pytest.fixture(scope="session")

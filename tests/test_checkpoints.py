@@ -12,7 +12,6 @@ from torch.testing import assert_close
 
 from tme_utils import checkpoints, models, training
 from tme_utils.checkpoints import load_checkpoint, load_or_train, save_checkpoint
-from tme_utils.training import fit
 
 # --- checkpoints
 
@@ -136,14 +135,6 @@ def load(build, random_images, tmp_path):
         return load_or_train(**arguments | {"folder": tmp_path, "progress": False} | changed)
 
     return load
-
-
-@pytest.fixture
-def n_trainings(monkeypatch):
-    """Count how often ``fit`` is called: the length of this list."""
-    calls = []
-    monkeypatch.setattr(checkpoints, "fit", lambda *a, **k: calls.append(k) or fit(*a, **k))
-    return calls
 
 
 def test_the_first_call_trains_and_the_second_loads(load, n_trainings, tmp_path, probes, weights):

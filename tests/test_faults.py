@@ -24,7 +24,7 @@ from PIL import Image
 from tme_utils import checkpoints, data, paths, plots, study
 from tme_utils.checkpoints import load_checkpoint, load_or_train, save_checkpoint
 from tme_utils.explorer import LatentExplorer
-from tme_utils.training import History, fit
+from tme_utils.training import History
 
 NOBODY = 65534  # on Linux; any user but root serves
 PATIENCE = 300  # seconds, for other processes on a busy machine
@@ -169,14 +169,6 @@ def load(build, random_images, tmp_path):
         return load_or_train(**arguments | {"folder": tmp_path / "checkpoints", "progress": False} | changed)
 
     return load
-
-
-@pytest.fixture
-def n_trainings(monkeypatch):
-    """Count how often ``fit`` is called: the length of this list."""
-    calls = []
-    monkeypatch.setattr(checkpoints, "fit", lambda *a, **k: calls.append(k) or fit(*a, **k))
-    return calls
 
 
 class Payload:
