@@ -8,6 +8,8 @@ For the shipped MLP VAE and the shipped convolutional one:
     browser drew in all;
 (c) the largest difference between browser and torch over 200 z and 200 test images, in grey levels and in mu;
 (d) the size of the page that ``to_html`` writes with 2,000 test images.
+
+The numbers go to ``figures/speed_explorer.csv``.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from playwright.sync_api import Browser, Page
 from torch import Tensor
@@ -27,6 +30,7 @@ from tme_utils.data import load_mnist
 from tme_utils.explorer import FRONT_END, LatentExplorer, pack_networks
 from tme_utils.models import VAE
 from tme_utils.shipped import shipped_model
+from tme_utils.study import save_table
 
 N_IMAGES = 2000
 MODELS = {"mlp": "mlp_2d", "conv": "conv_2d"}  # names of shipped models
@@ -127,7 +131,10 @@ def differences(page: Page, model: VAE, z: Tensor, x: Tensor) -> tuple[float, fl
     return float(grey), float((mu - model.encode(x)[0]).abs().max())
 
 
-def report(name: str, model: VAE, browser: Browser, address: str, folder: Path, n_steps: int, seconds: float) -> None:
+def measure(
+    name: str, model: VAE, browser: Browser, address: str, folder: Path, n_steps: int, seconds: float
+) -> dict[str, Any]:
+    """The four measures of one model, with what they were made of."""
     test = load_mnist("test")
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     z = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
@@ -140,11 +147,18 @@ def report(name: str, model: VAE, browser: Browser, address: str, folder: Path, 
     frames = page.evaluate(FRAMES, seconds)
     page.close()
     html = LatentExplorer(model, test.x[:N_IMAGES], test.y[:N_IMAGES]).to_html(folder / f"{name}.html")
-    print(f"{name}: slider step to changed pixels, {n_steps} steps:", end=" ")
-    print(f"median {statistics.median(times):.1f} ms, 95th percentile {statistics.quantiles(times, n=20)[-1]:.1f} ms")
-    print(f"  dragging for {seconds:g} s: {frames['changed']:.1f} changed frames/s of {frames['drawn']:.1f} drawn")
-    print(f"  browser against torch: at most {grey:.2f} grey levels of 255, {mu:.1e} in mu")
-    print(f"  page with {N_IMAGES:,} images: {html.stat().st_size / 1e6:.2f} MB")
+    return {
+        "architecture": name,
+        "n_steps": n_steps,
+        "step_ms": round(statistics.median(times), 2),
+        "step_ms_95th_percentile": round(statistics.quantiles(times, n=20)[-1], 2),
+        "seconds": seconds,
+        "changed_frames_per_second": round(frames["changed"], 1),
+        "drawn_frames_per_second": round(frames["drawn"], 1),
+        "grey_levels_from_torch": round(grey, 3),
+        "mu_from_torch": float(f"{mu:.2g}"),
+        "page_megabytes": round(html.stat().st_size / 1e6, 2),
+    }
 
 
 def main() -> None:
@@ -155,10 +169,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         with jupyter_lab(folder) as address, open_browser() as browser:
-            for architecture, name in MODELS.items():
-                report(
+            rows = [
+                measure(
                     architecture, shipped_model(name)[0], browser, address, folder, arguments.steps, arguments.seconds
                 )
+                for architecture, name in MODELS.items()
+            ]
+    print(pd.DataFrame(rows).set_index("architecture").T.to_string())
+    print(save_table(rows, "speed_explorer"))
 
 
 if __name__ == "__main__":

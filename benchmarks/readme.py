@@ -1,4 +1,4 @@
-"""Write the README's table of results from the committed tables: ``python -m benchmarks.readme``."""
+"""Write the README's tables of results and of speed from the committed tables: ``python -m benchmarks.readme``."""
 
 import re
 
@@ -53,6 +53,54 @@ def results_table(table: pd.DataFrame, published: pd.DataFrame) -> str:
     return markdown(HEADS, lines)
 
 
+def training_table(table: pd.DataFrame) -> str:
+    """Seconds for an epoch of ``fit`` beside the plain loop and the bare operations, and both ratios with their range.
+
+    Args:
+        table: what ``python -m benchmarks.training`` wrote.
+    """
+    heads = ["model", "plain loop (s)", "fit (s)", "bare operations (s)", "plain / fit", "fit / bare", "rounds"]
+    lines = [
+        [
+            row.architecture,
+            *(f"{seconds:.1f}" for seconds in (row.plain_seconds, row.fit_seconds, row.bare_seconds)),
+            f"{row.plain_over_fit:.2f} ({row.plain_over_fit_least:.2f} to {row.plain_over_fit_most:.2f})",
+            f"{row.fit_over_bare:.2f} ({row.fit_over_bare_least:.2f} to {row.fit_over_bare_most:.2f})",
+            str(row.rounds),
+        ]
+        for row in table.itertuples()
+    ]
+    return markdown(heads, lines)
+
+
+def explorer_table(table: pd.DataFrame) -> str:
+    """What a hand feels at the explorer, how exact its decoder is, and the size of its page.
+
+    Args:
+        table: what ``python -m benchmarks.explorer`` wrote.
+    """
+    heads = [
+        "model",
+        "slider step to changed pixels, median (ms)",
+        "95th percentile (ms)",
+        "changed frames per second",
+        "largest difference from torch (grey levels of 255)",
+        "page (MB)",
+    ]
+    lines = [
+        [
+            row.architecture,
+            f"{row.step_ms:.1f}",
+            f"{row.step_ms_95th_percentile:.1f}",
+            f"{row.changed_frames_per_second:.0f}",
+            f"{row.grey_levels_from_torch:.2f}",
+            f"{row.page_megabytes:.1f}",
+        ]
+        for row in table.itertuples()
+    ]
+    return markdown(heads, lines)
+
+
 def replaced(readme: str, name: str, table: str) -> str:
     """The README's text with the table between ``<!-- name`` and ``<!-- end of name -->`` replaced."""
     pattern = re.compile(rf"(<!-- {name}[^\n]*\n).*?(<!-- end of {name} -->)", re.DOTALL)
@@ -68,6 +116,9 @@ def main() -> None:
     ours = pd.concat([pd.read_csv(figures / f"{name}.csv") for name in ("03_match", "03_literature")])
     published = pd.read_csv(figures / "03_published.csv", dtype={"nats": str})
     text = replaced(path.read_text(encoding="utf-8"), "results", results_table(ours, published))
+    speed = [training_table(pd.read_csv(figures / "speed_training.csv"))]
+    speed += [explorer_table(pd.read_csv(figures / "speed_explorer.csv"))]
+    text = replaced(text, "speed", "\n\n".join(speed))
     with paths.atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 

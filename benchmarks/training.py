@@ -7,7 +7,8 @@ Median seconds for one epoch over 60,000 images, batch 128, of each architecture
 (c) the bare matrix products and convolutions of the same shapes, forwards and backwards, and the optimiser's
     update, with nothing around them.
 
-The three alternate, so that a slow moment of the machine falls on all of them.
+The three alternate, so that a slow moment of the machine falls on all of them. The medians, and the ratios with their
+range over the rounds, go to ``figures/speed_training.csv``.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from tme_utils import paths, training
 from tme_utils.data import load_mnist
 from tme_utils.elbo import elbo_terms
 from tme_utils.models import VAE, conv_vae, mlp_vae
+from tme_utils.study import save_table
 
 N_STEPS = -(-60_000 // training.BATCH_SIZE)
 
@@ -120,6 +122,25 @@ def bare_epoch(architecture: str) -> float:
     return time.perf_counter() - start
 
 
+RATIOS = {"plain_over_fit": ("plain", "fit"), "fit_over_bare": ("fit", "bare")}
+
+
+def summary(times: dict[str, list[float]]) -> dict[str, float]:
+    """Median seconds of each way, then median, least and largest of the rounds' ratios; number of rounds."""
+    row: dict[str, float] = {f"{name}_seconds": round(statistics.median(values), 3) for name, values in times.items()}
+    for ratio, (slow, fast) in RATIOS.items():
+        ratios = [a / b for a, b in zip(times[slow], times[fast], strict=True)]
+        for name, value in [("", statistics.median(ratios)), ("_least", min(ratios)), ("_most", max(ratios))]:
+            row[ratio + name] = round(value, 3)
+    return row | {"rounds": len(times["fit"])}
+
+
+def machine() -> dict[str, Any]:
+    """What the seconds depend on."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"threads": torch.get_num_threads(), "instructions": capability, "torch": torch.__version__}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time one epoch: plain DataLoader loop, fit, bare operations.")
     parser.add_argument("architectures", nargs="*", default=list(BUILDERS), help="mlp, conv; both by default")
@@ -135,6 +156,7 @@ def main() -> None:
     loader = DataLoader(dataset, batch_size=training.BATCH_SIZE, shuffle=True)
 
     print(f"{arguments.rounds} rounds, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    rows = []
     for architecture in arguments.architectures:
         times: dict[str, list[float]] = {"plain": [], "fit": [], "bare": [], "evaluation": []}
         for _ in range(arguments.rounds):
@@ -143,13 +165,13 @@ def main() -> None:
             times["fit"].append(seconds)
             times["evaluation"].append(evaluation)
             times["bare"].append(bare_epoch(architecture))
+        rows.append({"architecture": architecture} | summary(times) | machine())
         print(f"{architecture}, seconds per epoch:")
         for name, values in times.items():
-            median = statistics.median(values)
-            print(f"  {name:10} median {median:5.2f}   from {min(values):.2f} to {max(values):.2f}")
-        for slow, fast in [("plain", "fit"), ("fit", "bare")]:
-            ratios = [a / b for a, b in zip(times[slow], times[fast], strict=True)]
-            print(f"  {slow} / {fast}: median of the rounds' ratios {statistics.median(ratios):.2f}")
+            print(f"  {name:10} median {statistics.median(values):5.2f}   from {min(values):.2f} to {max(values):.2f}")
+        for ratio in RATIOS:
+            print(f"  {ratio.replace('_over_', ' / ')}: median of the rounds' ratios {rows[-1][ratio]:.2f}")
+    print(save_table(rows, "speed_training"))
 
 
 if __name__ == "__main__":

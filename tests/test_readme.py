@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from benchmarks import readme
+from benchmarks import readme, training
 from tme_utils import paths
 
 TEXT = "above\n<!-- results: by code -->\n\nold\n\n<!-- end of results -->\nbelow\n"
@@ -69,6 +69,38 @@ def test_a_published_number_stands_in_the_column_of_its_measure(results, publish
         {"binarised −ELBO": "119.5"},
     ]
     assert [line[3] for line in lines] == ["3280", "3280", ""]
+
+
+def test_the_training_speed_is_a_line_with_its_ratios_and_their_range():
+    seconds = {"plain_seconds": 8.04, "fit_seconds": 4.0, "bare_seconds": 2.5, "evaluation_seconds": 0.5}
+    ratios = {"plain_over_fit": 2.01, "plain_over_fit_least": 1.9, "plain_over_fit_most": 2.2}
+    ratios |= {"fit_over_bare": 1.6, "fit_over_bare_least": 1.55, "fit_over_bare_most": 1.701}
+    table = pd.DataFrame([{"architecture": "mlp"} | seconds | ratios | {"rounds": 5}])
+    heads, _, line = cells(readme.training_table(table))
+    assert dict(zip(heads, line, strict=True)) == {
+        "model": "mlp",
+        "plain loop (s)": "8.0",
+        "fit (s)": "4.0",
+        "bare operations (s)": "2.5",
+        "plain / fit": "2.01 (1.90 to 2.20)",
+        "fit / bare": "1.60 (1.55 to 1.70)",
+        "rounds": "5",
+    }
+
+
+def test_the_ratios_of_training_are_those_of_each_round():
+    row = training.summary({"plain": [8.0, 9.0, 20.0], "fit": [4.0, 3.0, 5.0], "bare": [2.0, 2.0, 2.5]})
+    assert (row["plain_seconds"], row["fit_seconds"], row["bare_seconds"]) == (9, 4, 2)
+    assert (row["plain_over_fit_least"], row["plain_over_fit"], row["plain_over_fit_most"]) == (2, 3, 4)
+    assert (row["fit_over_bare_least"], row["fit_over_bare"], row["fit_over_bare_most"]) == (1.5, 2, 2)
+    assert row["rounds"] == 3
+
+
+def test_the_explorers_speed_is_a_line():
+    row = {"architecture": "mlp", "step_ms": 3.71, "step_ms_95th_percentile": 8.26, "changed_frames_per_second": 56.4}
+    row |= {"drawn_frames_per_second": 60.0, "grey_levels_from_torch": 0.138, "page_megabytes": 4.12}
+    _, _, line = cells(readme.explorer_table(pd.DataFrame([row])))
+    assert line == ["mlp", "3.7", "8.3", "56", "0.14", "4.1"]
 
 
 def test_a_table_is_replaced_between_its_marks_and_nothing_else():
