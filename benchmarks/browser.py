@@ -16,7 +16,11 @@ from pathlib import Path
 import nbformat
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NAMES = (
+    *("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"),
+    "chrome",  # on Windows
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+)
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",

@@ -12,8 +12,10 @@ import torch
 
 from tme_utils import models, paths, shipped, training
 from tme_utils.data import load_mnist
+from tme_utils.study import save_table
 
-BUILDERS = {"mlp": models.mlp_vae, "conv": models.conv_vae, "mlp_2d": shipped.RECIPES["mlp_2d"].build}
+BUILDERS = {name: models.ARCHITECTURES[name] for name in ("mlp", "conv")}
+BUILDERS["mlp_2d"] = shipped.RECIPES["mlp_2d"].build
 # (max_lr, beta2) and seeds. The fast model decides beta2 and shows the spread; the slow ones compare learning rates.
 SETTINGS = {
     "mlp": [(2e-3, 0.95), (4e-3, 0.95), (8e-3, 0.95), (4e-3, 0.999)],
@@ -22,7 +24,7 @@ SETTINGS = {
 }
 SEEDS = {"mlp": [0, 1], "conv": [0], "mlp_2d": [0]}
 N_EPOCHS = 10
-FIELDS = ["architecture", "max_lr", "beta2", "seed", "n_epochs", "validation_neg_elbo", "train_neg_elbo"]
+KEY = ["architecture", "max_lr", "beta2", "seed", "n_epochs"]
 
 
 def main() -> None:
@@ -35,27 +37,30 @@ def main() -> None:
         parser.error(f"unknown architecture {', '.join(unknown)}; accepted: {', '.join(BUILDERS)}")
 
     table = paths.figures_dir() / "02_recipe.csv"
-    if not table.exists():
-        table.write_text(",".join(FIELDS) + "\n")
-    with table.open() as file:
-        done = {tuple(row[name] for name in FIELDS[:4]) for row in csv.DictReader(file)}
+    rows = []  # as text, so that writing them again changes no digit
+    if table.exists():
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    done = {tuple(row[name] for name in KEY) for row in rows}
     x_train, x_validation = load_mnist("train").x, load_mnist("validation").x
     for architecture in architectures:
         for seed, (max_lr, beta2) in itertools.product(SEEDS[architecture], SETTINGS[architecture]):
-            setting = (architecture, str(max_lr), str(beta2), str(seed))
+            setting = (architecture, str(max_lr), str(beta2), str(seed), str(N_EPOCHS))
             if setting in done:
                 continue
             torch.manual_seed(seed)
             model = BUILDERS[architecture]()
-            training.fit(
+            history = training.fit(
                 model, x_train, x_validation[:1], N_EPOCHS, seed=seed, max_lr=max_lr, betas=(0.9, beta2), progress=False
             )
-            validation = training.evaluate(model, x_validation).averages()["neg_elbo"]
-            train = training.evaluate(model, x_train).averages()["neg_elbo"]
-            row = ",".join([*setting, str(N_EPOCHS), f"{validation:.3f}", f"{train:.3f}"])
-            with table.open("a") as file:
-                file.write(row + "\n")
-            print(row, flush=True)
+            if history.interrupted:
+                raise KeyboardInterrupt
+            row = dict(zip(KEY, setting, strict=True))
+            for split, x in [("validation", x_validation), ("train", x_train)]:
+                row[f"{split}_neg_elbo"] = f"{training.evaluate(model, x).averages()['neg_elbo']:.3f}"
+            rows.append(row)
+            save_table(rows, "02_recipe")
+            print(*row.values(), sep=",", flush=True)
 
 
 if __name__ == "__main__":

@@ -29,13 +29,13 @@ from torchvision.transforms import ToTensor
 from tme_utils import paths, training
 from tme_utils.data import load_mnist
 from tme_utils.elbo import elbo_terms
-from tme_utils.models import VAE, conv_vae, mlp_vae
+from tme_utils.models import ARCHITECTURES, VAE
 from tme_utils.study import save_table
 
 N_STEPS = -(-60_000 // training.BATCH_SIZE)
 
 
-BUILDERS = {"mlp": mlp_vae, "conv": conv_vae}
+BUILDERS = {name: ARCHITECTURES[name] for name in ("mlp", "conv")}
 
 
 def new_model(architecture: str) -> VAE:
@@ -63,6 +63,8 @@ def fit_epoch(architecture: str, x_train: torch.Tensor) -> tuple[float, float]:
     start = time.perf_counter()
     history = training.fit(new_model(architecture), x_train, x_train[:10_000], 1, progress=False)
     whole = time.perf_counter() - start
+    if history.interrupted:
+        raise KeyboardInterrupt
     seconds = history.rows[-1]["seconds"]
     return seconds, (whole - seconds) / 2  # two evaluations of 20,000 images: at epoch 0 and after epoch 1
 

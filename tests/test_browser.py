@@ -76,10 +76,10 @@ def test_browser_and_torch_agree(architecture, browser, vaes, mnist_test, genera
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding"), [((3, 3), 1, 1), ((5, 2), 3, 0), ((2, 4), 1, 1), ((3, 3), 3, 4)]
 )
-def test_convolutions_of_other_sizes_agree_too(kernel, stride, padding, browser, random_images, generator):
+def test_convolutions_of_other_sizes_and_silu_agree_too(kernel, stride, padding, browser, random_images, generator):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder = nn.Sequential(nn.Conv2d(1, 2, kernel, stride, padding), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
+        encoder = nn.Sequential(nn.Conv2d(1, 2, kernel, stride, padding), nn.SiLU(), nn.Flatten(), nn.LazyLinear(4))
         encoder(random_images(1))
         shape = models.IMAGE_SHAPE
         spread = nn.ConvTranspose2d(3, 2, kernel, stride, padding)

@@ -5,12 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from tme_utils import checkpoints, models, training
+from tme_utils import checkpoints, models, paths, training
 from tme_utils.checkpoints import load_checkpoint, load_or_train, save_checkpoint
 
 # --- checkpoints
@@ -183,6 +185,44 @@ def test_a_changed_setting_trains_a_model_of_its_own(load, n_trainings, tmp_path
     load(**changed)
     assert len(n_trainings) == 2
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_equal_numbers_of_other_types_ask_for_one_model(load, n_trainings):
+    load(beta=1.0, max_lr=1.0)
+    load(beta=1, max_lr=1)
+    assert len(n_trainings) == 1
+
+
+def test_snapshots_that_the_checkpoint_lacks_are_no_silent_gap(load, n_trainings, probes):
+    load()
+    with pytest.raises(ValueError, match=r"mlp_z2_.* holds no snapshots, which probes ask for; delete it to train"):
+        load(probes=probes)
+    assert len(n_trainings) == 1
+
+
+def test_a_checkpoint_that_ships_serves_other_folders_too(load, n_trainings, monkeypatch, tmp_path, weights):
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    shipped, _ = load()
+    again, _ = load(folder=tmp_path / "study")
+    assert len(n_trainings) == 1
+    assert torch.equal(weights(shipped), weights(again))
+    assert not (tmp_path / "study").exists()
+
+
+def test_models_built_by_threads_at_once_have_the_weights_of_their_seeds(load, weights):
+    def build():
+        first = models.mlp_vae(2, (16,))
+        time.sleep(0.01)  # another thread may run
+        return models.VAE(first.encoder, models.mlp_vae(2, (16,)).decoder, 2, first.config)
+
+    def untrained(seed):
+        return weights(load(build=build, seed=seed, n_epochs=0)[0])
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(untrained, range(4)))
+    for seed, found in enumerate(together):
+        torch.manual_seed(seed)
+        assert torch.equal(found, weights(build()))
 
 
 @pytest.mark.parametrize("constant", [("BATCH_SIZE", 10), ("BETAS", (0.9, 0.99)), ("WARM_UP", 0.5)], ids=lambda c: c[0])

@@ -192,6 +192,12 @@ def test_too_few_images_of_a_class_are_named():
         data.display_batch(images)
 
 
+@pytest.mark.parametrize("per_class", [0, -1])
+def test_a_batch_of_nothing_is_refused(mnist_test, per_class):
+    with pytest.raises(ValueError, match=f"per_class must be at least 1, got {per_class}"):
+        data.display_batch(mnist_test, per_class)
+
+
 # --- binarisation
 
 
@@ -229,3 +235,17 @@ def test_binarise_keeps_shape_and_type_and_repeats_with_its_generator(random_ima
     drawn = data.binarise(x, generator(1))
     assert (drawn.shape, drawn.dtype) == (x.shape, x.dtype)
     assert torch.equal(drawn, data.binarise(x, generator(1)))
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (torch.full((2, 1, 28, 28), 255.0), r"must lie in \[0, 1\], got values from 255"),
+        (torch.tensor([0.5, -0.1]), "from -0.1 to 0.5"),
+        (torch.tensor([0.5, float("nan")]), "got values from nan"),
+        (torch.ones(2, dtype=torch.uint8), "must be floating-point images .*got torch.uint8"),
+    ],
+)
+def test_pixels_that_are_no_probabilities_are_refused(x, said, generator):
+    with pytest.raises(ValueError, match=said):
+        data.binarise(x, generator())

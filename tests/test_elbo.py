@@ -1,6 +1,7 @@
 """The objective against torch.distributions and against exact integrals; checks are shown to reject known bugs."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -89,6 +90,12 @@ def test_one_image_under_many_decodings(random_images, generator):
 def test_images_that_do_not_fit_the_logits_are_refused(shape):
     with pytest.raises(ValueError, match="do not broadcast"):
         bernoulli_log_prob(torch.zeros(2, 1, 28, 28), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(2, 784), (2, 28, 28), (2, 3, 28, 28), (784,)])
+def test_logits_that_are_no_images_are_refused(shape):
+    with pytest.raises(ValueError, match=rf"logits must end in \(1, 28, 28\), got {re.escape(str(shape))}"):
+        bernoulli_log_prob(torch.zeros(shape), torch.zeros(shape))
 
 
 @given(st.integers(1, 9), st.integers(0, 2**31), st.sampled_from([1.0, 10.0, 100.0]))

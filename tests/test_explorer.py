@@ -107,6 +107,13 @@ def test_layers_are_described_in_order_with_their_options(conv):
     assert json.loads(json.dumps(networks)) == networks
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU])
+def test_an_activation_travels_by_its_name(with_encoder, activation):
+    networks, _ = pack_networks(with_encoder(nn.Flatten(), nn.Linear(784, 8), activation(), nn.Linear(8, 4)))
+    assert networks["encoder"][2] == {"type": activation.__name__}
+    assert f"  {activation.__name__}: (" in SCRIPT.read_text(encoding="utf-8")
+
+
 def test_a_sequential_in_a_sequential_is_read_like_its_layers(build, with_encoder):
     flat = with_encoder(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 4))
     nested = with_encoder(nn.Flatten(), nn.Sequential(*flat.encoder[1:]))
@@ -284,6 +291,7 @@ LINEAR = nn.Linear(784, 4)
     ("layers", "named"),
     [
         ([nn.Flatten(), nn.Tanh(), LINEAR], r"encoder\.1: Tanh"),
+        ([models._Residual(1), nn.Flatten(), LINEAR], r"encoder\.0: _Residual"),
         ([nn.Flatten(), nn.Sequential(nn.Dropout(), LINEAR)], r"encoder\.1\.0: Dropout"),
         ([nn.Flatten(), nn.Linear(784, 4, bias=False)], r"encoder\.1: Linear"),
         ([nn.Flatten(2), nn.Flatten(), LINEAR], r"encoder\.0: Flatten"),
@@ -297,7 +305,7 @@ LINEAR = nn.Linear(784, 4)
     ],
 )
 def test_a_layer_that_the_browser_cannot_run(layers, named, with_encoder, images):
-    with pytest.raises(ValueError, match=f"unsupported layer {named}.*explorer runs Flatten, Unflatten, Linear"):
+    with pytest.raises(ValueError, match=f"(?s)unsupported layer {named}.*explorer runs Flatten, Unflatten, Linear"):
         LatentExplorer(with_encoder(*layers), *images)
 
 

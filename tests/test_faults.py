@@ -4,7 +4,6 @@ import io
 import os
 import pickle
 import re
-import resource
 import shutil
 import signal
 import struct
@@ -25,6 +24,8 @@ from tme_utils import checkpoints, data, paths, plots, study
 from tme_utils.checkpoints import load_checkpoint, load_or_train, save_checkpoint
 from tme_utils.explorer import LatentExplorer
 from tme_utils.training import History
+
+resource = pytest.importorskip("resource", reason="a limited file size and other users exist on Unix only")
 
 NOBODY = 65534  # on Linux; any user but root serves
 PATIENCE = 300  # seconds, for other processes on a busy machine

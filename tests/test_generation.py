@@ -95,6 +95,12 @@ def test_the_same_seed_gives_the_same_bound_and_leaves_the_global_generator():
     torch.testing.assert_close(torch.randn(2), expected, rtol=0, atol=0)
 
 
+def test_codes_of_double_precision_give_the_same_bound():
+    z, other = normal(600, 2, 0), normal(300, 2, 1)
+    options = {"seed": 1, "n_epochs": 2}
+    assert divergence_from_prior(z, other, **options) == divergence_from_prior(z.float(), other.float(), **options)
+
+
 @pytest.mark.parametrize(("shape", "other"), [((10,), (10,)), ((10, 2), (10, 3)), ((0, 2), (5, 2)), ((5, 2), (0, 2))])
 def test_codes_that_do_not_fit_are_named(shape, other):
     with pytest.raises(ValueError, match="need codes"):

@@ -136,12 +136,14 @@ def test_codes_in_one_direction_are_joined_by_the_straight_path(factor):
     assert_close(slerp(z, factor * z, T), lerp(z, factor * z, T))
 
 
-def test_codes_without_an_arc_are_refused():
-    z = normal(3)
-    with pytest.raises(ValueError, match="opposite directions"):
-        slerp(z, -2 * z, T)
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_codes_without_an_arc_are_refused(dtype):
+    for seed in range(20):
+        z = normal(3, seed=seed).to(dtype)
+        with pytest.raises(ValueError, match="opposite directions"):
+            slerp(z, -2 * z, T.to(dtype))
     with pytest.raises(ValueError, match="norm 0"):
-        slerp(z, torch.zeros(3, dtype=F64), T)
+        slerp(z, torch.zeros_like(z), T.to(dtype))
 
 
 # --- neighbours

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from tme_utils.models import conv_vae, deterministic, mlp_vae, residual_vae
+from tme_utils.models import ARCHITECTURES, conv_vae, deterministic, mlp_vae, residual_vae
 from tme_utils.training import fit
 
 SMALL = {
@@ -82,10 +83,13 @@ def test_the_convolutional_sides_are_28_14_7_and_back(random_images):
 
 
 def test_every_output_pixel_of_the_transposed_convolution_has_as_many_taps():
-    layer = nn.ConvTranspose2d(1, 1, 4, stride=2, padding=1, bias=False)
-    layer.weight.data.fill_(1.0)
-    taps = layer(torch.ones(1, 1, 7, 7))[0, 0, 1:-1, 1:-1]
-    assert torch.equal(taps, torch.full_like(taps, 4.0))
+    found = [layer for layer in conv_vae(2).decoder if isinstance(layer, nn.ConvTranspose2d)]
+    assert len(found) == 2
+    for layer in found:
+        layer.weight.data.fill_(1 / layer.in_channels)
+        layer.bias.data.zero_()
+        taps = layer(torch.ones(1, layer.in_channels, 7, 7))[0, 0, 1:-1, 1:-1]
+        assert torch.equal(taps, torch.full_like(taps, 4.0))
 
 
 @pytest.mark.parametrize(
@@ -119,6 +123,12 @@ def test_config_tells_what_was_asked():
     assert residual_vae(3, (2, 4), 8).config == sizes | {"architecture": "residual"}
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_architecture_is_known_by_the_name_in_its_config(name):
+    assert ARCHITECTURES[name](2).config["architecture"] == name
+    assert name in SMALL
+
+
 @pytest.mark.parametrize("bad", [0, -1, 2.5, True, "20", None])
 @pytest.mark.parametrize("builder", [mlp_vae, conv_vae, residual_vae])
 def test_a_latent_dimension_that_is_no_positive_integer_is_named(builder, bad):
@@ -130,6 +140,22 @@ def test_a_latent_dimension_that_is_no_positive_integer_is_named(builder, bad):
 def test_hidden_sizes_that_are_no_positive_integers_are_named(bad):
     with pytest.raises(ValueError, match=r"hidden .*got"):
         mlp_vae(hidden=bad)
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "bad", "accepted"),
+    [
+        (mlp_vae, "hidden", 400, "a sequence of positive integers"),
+        (conv_vae, "channels", (16,), "two positive integers"),
+        (conv_vae, "channels", (16, 32, 64), "two positive integers"),
+        (conv_vae, "channels", 16, "two positive integers"),
+        (residual_vae, "hidden", (8,), "a positive integer"),
+        (conv_vae, "latent_dim", (2,), "a positive integer"),
+    ],
+)
+def test_sizes_of_another_number_are_named_beside_what_is_accepted(build, name, bad, accepted):
+    with pytest.raises(ValueError, match=re.escape(f"{name} must be {accepted}, got {bad!r}")):
+        build(**{name: bad})
 
 
 @pytest.mark.parametrize("sizes", [{"channels": (0, 4)}, {"channels": (4, -4)}, {"hidden": 0}, {"hidden": 2.5}])

@@ -182,6 +182,13 @@ def test_walks_are_numbered_and_their_images_stand_in_order(plane, random_images
         assert min(np.linalg.norm(path.numpy() - number.get_position(), axis=1)) < 1e-6
 
 
+@pytest.mark.parametrize(("n", "said"), [(1, "one walk, from"), (2, "2 walks, from"), (5, "five walks, from")])
+def test_the_title_counts_the_walks(plane, random_images, n, said):
+    paths = {str(i): torch.tensor([[-1.0, i / 5], [1, i / 5]]) for i in range(n)}
+    fig = plots_latent.walks(*plane, paths, {name: random_images(2) for name in paths})
+    assert fig.axes[0].get_title().startswith(said)
+
+
 def test_walks_show_no_name_outside_the_plane_that_they_show(plane, random_images):
     fig = plots_latent.walks(*plane, {"short": torch.tensor([[-0.5, 0.0], [0.5, 0.0]])}, {"short": random_images(2)})
     left = fig.axes[0]

@@ -50,9 +50,20 @@ def test_the_live_model_is_a_star_in_its_place_only(match):
     assert stars == [(fig.axes[0], [[1.0, 89.5]])]
 
 
-def test_a_table_of_other_architectures_is_refused(match):
-    with pytest.raises(ValueError, match=r"no architecture among mlp, conv in .*'flow'"):
-        plots_study.seed_dots(match.assign(architecture="flow"), {"score": "a title"})
+def test_another_architecture_stands_beside_the_known_in_a_colour_of_its_own(match):
+    others = match.query("architecture == 'mlp'").assign(architecture="flow", score=80.0)
+    fig = plots_study.seed_dots(pd.concat([others, match]), {"score": "a title"})
+    fig.canvas.draw()
+    ax = fig.axes[-1]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["mlp", "conv", "flow"]
+    dots = {line.get_marker(): line for line in ax.lines if line.get_marker() in ("o", "s", "D")}
+    assert len({line.get_color() for line in dots.values()}) == 3
+    assert list(dots["D"].get_ydata()) == [80.0] * 3
+
+
+def test_a_table_without_rows_is_refused(match):
+    with pytest.raises(ValueError, match="at least one row, got none"):
+        plots_study.seed_dots(match[:0], {"score": "a title"})
 
 
 def test_power_of_a_constant_and_of_stripes_is_where_it_belongs():
@@ -111,7 +122,7 @@ def test_a_bound_is_one_line_for_each_seed_beside_what_others_published():
     lines = [line for line in ax.lines if len(line.get_xdata()) == 3]
     assert [list(line.get_xdata()) for line in lines] == [[1, 10, 100]] * 2
     assert ax.get_xscale() == "log"
-    assert {"others"} <= texts(ax)
+    assert {"others", "seed 0: 88.00", "seed 1: 87.00"} <= texts(ax)
 
 
 # --- the latent dimension
@@ -157,15 +168,21 @@ def test_panels_fill_rows_and_what_is_left_is_empty(by_seed):
 
 def test_divergences_stand_at_their_mean_with_the_range_of_the_seeds():
     values = np.array([[2.0, 1.0, 0.001], [3.0, 1.2, 0.003]])
-    fig = plots_study.sorted_divergences({"conv": values, "mlp": values * 2}, {"conv": 2.0, "mlp": 2.5})
+    fig = plots_study.sorted_divergences({"conv": values, "mlp": values * [[1.0], [0.9]]}, threshold=1.05)
     conv, mlp = fig.axes
     dots = next(line for line in conv.lines if line.get_marker() == "s")
     np.testing.assert_allclose(dots.get_xydata(), [[1, 2.5], [2, 1.1], [3, 0.002]])
     ranges = conv.collections[0].get_segments()
     np.testing.assert_allclose(ranges[2], [[3, 0.001], [3, 0.003]])
-    assert "2.0 active" in texts(conv)
-    assert "2.5 active" in texts(mlp)
-    assert any(list(line.get_xdata()) == [2.5, 2.5] for line in conv.lines)
+    assert conv.get_title() == "conv: 1 or 2 above"
+    assert mlp.get_title() == "mlp: 1 or 2 above"
+    assert "1.05 nats" in texts(conv)
+    assert any(list(line.get_ydata()) == [1.05, 1.05] for line in conv.lines)
+
+
+def test_divergences_of_another_architecture_are_drawn_too():
+    fig = plots_study.sorted_divergences({"residual": np.array([[2.0, 1.0]])}, threshold=0.1)
+    assert "D" in {line.get_marker() for line in fig.axes[0].lines}
 
 
 def test_grids_share_their_rows_and_show_every_image():

@@ -150,6 +150,11 @@ def forbidden(modules):
         "training": set(modules) - {"gaussian", "elbo", "paths"},
         "metrics": set(modules) - {"gaussian", "elbo"},
         "explorer": set(modules) - {"latent", "models", "paths"},
+        "checkpoints": set(modules) - {"training", "paths"},
+        "generation": set(modules) - {"training"},
+        "live": set(modules) - {"plots", "training"},
+        "shipped": set(modules) - {"checkpoints", "data", "generation", "models", "paths", "training"},
+        "study": drawing | {"explorer", "live"},
     } | {name: set(modules) - drawing - {"paths"} for name in drawing}
     for module, tree in modules.items():
         for name in {name.split(".")[0] for name in imported(tree)}:
@@ -176,6 +181,11 @@ def test_imports_run_one_way():
         ("study", "import ipywidgets"),
         ("explorer", "from tme_utils import plots"),
         ("plots", "import anywidget"),
+        ("checkpoints", "from tme_utils import models"),
+        ("generation", "from tme_utils.models import VAE"),
+        ("live", "from tme_utils import study"),
+        ("shipped", "from tme_utils.study import run"),
+        ("study", "from tme_utils import plots_study"),
     ],
 )
 def test_an_import_in_the_wrong_direction_is_found(module, content):

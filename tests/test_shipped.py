@@ -6,7 +6,9 @@ import torch
 
 from tme_utils import checkpoints, data, paths, shipped
 from tme_utils.checkpoints import checkpoint_name
-from tme_utils.training import evaluate
+from tme_utils.training import History, evaluate
+
+RECORD = {"held_out_neg_elbo": 100.0}
 
 
 @pytest.fixture
@@ -26,6 +28,17 @@ def mnist_in_memory(monkeypatch, mnist_train, mnist_test):
 def test_an_unknown_name_is_named_beside_the_known(name):
     with pytest.raises(ValueError, match=f"unknown model {name!r}; the shipped models are mlp_2d"):
         shipped.shipped_model(name)
+
+
+def test_ctrl_c_in_one_training_is_not_the_turn_of_the_next(monkeypatch):
+    asked = []
+    monkeypatch.setattr(shipped, "shipped_classifier", lambda: None)
+    monkeypatch.setattr(
+        shipped, "shipped_model", lambda name: asked.append(name) or (None, History(rows=[RECORD], interrupted=True))
+    )
+    with pytest.raises(KeyboardInterrupt):
+        shipped.main()
+    assert asked == ["mlp_2d"]
 
 
 @pytest.mark.parametrize("name", shipped.RECIPES)

@@ -1,4 +1,6 @@
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,7 +11,35 @@ from torch.testing import assert_close
 
 from tme_utils import training
 from tme_utils.elbo import ElboTerms, bernoulli_log_prob, elbo_terms
-from tme_utils.training import Probes, evaluate, fit, learning_rate
+from tme_utils.training import Probes, best_device, evaluate, fit, learning_rate, seeded
+
+# --- seeds
+
+
+def draw_slowly(seed):
+    with seeded(seed):
+        first = torch.randn(3)
+        time.sleep(0.01)  # another thread may run
+        return torch.cat([first, torch.randn(3)])
+
+
+def test_threads_that_seed_at_once_draw_what_they_draw_alone():
+    alone = [draw_slowly(seed) for seed in range(8)]
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(draw_slowly, range(8)))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_seeded_block_may_hold_another():
+    with seeded(1):
+        first = torch.randn(3)
+        draw_slowly(2)
+        second = torch.randn(3)
+    assert torch.equal(torch.cat([first, second]), draw_slowly(1))
+
 
 # --- evaluate
 
@@ -102,6 +132,24 @@ def test_the_seed_of_evaluate_is_that_of_its_noise(build, random_images):
     model, x = build(), random_images(5)
     assert torch.equal(evaluate(model, x, seed=1).recon, evaluate(model, x, seed=1).recon)
     assert not torch.equal(evaluate(model, x, seed=1).recon, evaluate(model, x, seed=2).recon)
+
+
+def test_evaluate_that_fails_leaves_the_model_as_it_was(build, random_images, at_call, ctrl_c):
+    model = build().train()
+    at_call(model.decoder, 1, ctrl_c, training=False)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, random_images(5))
+    assert model.training
+
+
+def test_an_accelerator_without_float64_leaves_that_to_the_cpu(build, random_images, monkeypatch):
+    model, other, x = build().double(), build().double(), random_images(5, dtype=torch.float64)
+    expected = evaluate(model, x).averages()["recon"]
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("mps"))
+    assert best_device() == torch.device("mps")
+    assert best_device(torch.float64) == torch.device("cpu")
+    assert evaluate(model, x).averages()["recon"] == expected
+    assert fit(other, x, x, 0, progress=False).rows[0]["train_recon"] == expected
 
 
 @pytest.mark.parametrize(
@@ -396,6 +444,13 @@ def test_a_last_step_that_breaks_the_model_is_named_too(build, random_images):
         fit(build(), random_images(9), random_images(9), 1, max_lr=1e30, progress=False)
 
 
+def test_a_model_broken_before_the_first_step_is_named_so(build, random_images):
+    model = build()
+    model.encoder[1].weight.data.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="before the first step: the loss is nan"):
+        fit(model, random_images(9), random_images(9), 1, progress=False)
+
+
 @pytest.mark.parametrize("error", [RuntimeError, FloatingPointError])
 def test_another_error_is_not_swallowed(build, random_images, error):
     def on_epoch(_):
@@ -408,13 +463,18 @@ def test_another_error_is_not_swallowed(build, random_images, error):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"n_epochs": -1}, "n_epochs is too small: got -1"),
-        ({"batch_size": 0}, "batch_size is too small: got 0"),
-        ({"max_lr": 0.0}, "max_lr is too small: got 0.0"),
-        ({"max_lr": math.nan}, "max_lr is too small: got nan"),
-        ({"beta": -1.0}, "beta is too small: got -1.0"),
-        ({"x_train": torch.zeros(0, 1, 28, 28)}, "x_train is too small: got 0"),
-        ({"x_held_out": torch.zeros(0, 1, 28, 28)}, "x_held_out is too small: got 0"),
+        ({"n_epochs": -1}, "n_epochs must be an integer >= 0, got -1"),
+        ({"n_epochs": 1.5}, "n_epochs must be an integer >= 0, got 1.5"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
+        ({"batch_size": 2.5}, "batch_size must be an integer >= 1, got 2.5"),
+        ({"max_lr": 0.0}, "max_lr must be a finite number > 0, got 0.0"),
+        ({"max_lr": math.inf}, "max_lr must be a finite number > 0, got inf"),
+        ({"max_lr": math.nan}, "max_lr must be a finite number > 0, got nan"),
+        ({"beta": -1.0}, "beta must be a finite number >= 0, got -1.0"),
+        ({"beta": math.inf}, "beta must be a finite number >= 0, got inf"),
+        ({"beta": math.nan}, "beta must be a finite number >= 0, got nan"),
+        ({"x_train": torch.zeros(0, 1, 28, 28)}, "x_train must hold at least one image, got 0"),
+        ({"x_held_out": torch.zeros(0, 1, 28, 28)}, "x_held_out must hold at least one image, got 0"),
         ({"x_train": torch.full((9, 1, 28, 28), 255.0)}, r"must lie in \[0, 1\], got values from 255"),
         ({"x_held_out": torch.zeros(9, 784)}, r"must be float images \(B, 1, 28, 28\), got"),
     ],

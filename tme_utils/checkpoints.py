@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tme_utils import paths
-from tme_utils.training import BATCH_SIZE, BETAS, MAX_LR, WARM_UP, History, Probes, fit
+from tme_utils.training import BATCH_SIZE, BETAS, MAX_LR, WARM_UP, History, Probes, fit, seeded
 
 MEND = "delete it to train again, or restore it with `git checkout`"
 
@@ -129,21 +129,23 @@ def load_or_train(
         beta: weight of the KL term.
         max_lr: highest learning rate.
         binarised: train on dynamically binarised images.
-        folder: where the checkpoints are.
+        folder: where the checkpoint is, or will be; one that ships, in ``checkpoints/``, serves as well.
         probes: as for :func:`tme_utils.training.fit`, like ``on_epoch`` and ``progress``: not part of what is asked,
             as they change nothing that is learnt.
         on_epoch: called after every epoch.
         progress: show a progress bar.
 
     Returns:
-        (model, history). A training stopped by Ctrl-C is returned but not saved, and says so.
+        (model, history). The history of a loaded model is that of its training, over the images that were
+        ``x_held_out`` then. A training stopped by Ctrl-C is returned but not saved, and says so.
 
     Raises:
-        ValueError: if the checkpoint is damaged or holds something else.
+        ValueError: if the checkpoint is damaged, holds something else, or has no snapshots while ``probes`` ask for
+            some.
         OSError: if it cannot be written; that its folder is read-only is told before the training.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    beta, max_lr = float(beta), float(max_lr)  # 1 and 1.0 ask for one model
+    with seeded(seed):
         model = build()
     settings = model.config | {
         "n_epochs": n_epochs,
@@ -154,8 +156,12 @@ def load_or_train(
         "recipe": {"batch_size": BATCH_SIZE, "max_lr": max_lr, "betas": list(BETAS), "warm_up": WARM_UP},
     }
     path = Path(folder) / checkpoint_name(settings)
-    if path.exists():
-        return model, load_checkpoint(path, model, settings)
+    for known in (path, paths.CHECKPOINTS / path.name):
+        if known.exists():
+            history = load_checkpoint(known, model, settings)
+            if probes is not None and not history.snapshots:
+                raise ValueError(f"{known} holds no snapshots, which probes ask for; {MEND}")
+            return model, history
     paths.check_writable(path)
     history = fit(
         model,

@@ -81,8 +81,10 @@ def display_batch(images: Images, per_class: int = 2) -> Images:
         ``Images`` of 10 * per_class digits: 0, 0, 1, 1, ... for two per class.
 
     Raises:
-        ValueError: if a class has fewer than ``per_class`` images.
+        ValueError: if ``per_class`` is not positive, or a class has fewer images.
     """
+    if per_class < 1:
+        raise ValueError(f"per_class must be at least 1, got {per_class}")
     chosen = []
     for label in range(10):
         index = (images.y == label).nonzero().flatten()
@@ -97,12 +99,19 @@ def binarise(x: Tensor, generator: torch.Generator) -> Tensor:
     """Dynamic binarisation: every pixel becomes 1 with probability x, else 0.
 
     Args:
-        x: grey images in [0, 1], any shape.
+        x: grey images in [0, 1], floating-point, any shape.
         generator: source of the draws; a new call draws new images.
 
     Returns:
         Images of zeros and ones, of the shape and type of x.
 
+    Raises:
+        ValueError: if x is not floating-point, or a pixel lies outside [0, 1].
+
     Source: Salakhutdinov and Murray (2008); Burda et al. (2015) draw anew at every epoch.
     """
+    if not x.is_floating_point():
+        raise ValueError(f"x must be floating-point images in [0, 1], got {x.dtype}")
+    if x.numel() and not (x.min() >= 0 and x.max() <= 1):  # written so that NaN fails too
+        raise ValueError(f"pixels must lie in [0, 1], got values from {x.min():.4g} to {x.max():.4g}")
     return torch.bernoulli(x, generator=generator)

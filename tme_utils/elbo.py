@@ -74,8 +74,10 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
         Log-probabilities in nats, (...): one for each image, summed over its pixels.
 
     Raises:
-        ValueError: if the shapes do not broadcast.
+        ValueError: if the logits do not end in (1, 28, 28), or x does not broadcast with them.
     """
+    if logits.shape[-3:] != (1, 28, 28):
+        raise ValueError(f"logits must end in (1, 28, 28), got {tuple(logits.shape)}")
     if x.shape != logits.shape:
         try:
             logits, x = torch.broadcast_tensors(logits, x)

@@ -110,6 +110,7 @@ export const LAYERS = {
   Flatten: ({ values }) => ({ values, shape: [values.length] }),
   Unflatten: ({ values }, { shape }) => ({ values, shape }),
   ReLU: ({ values, shape }) => ({ values: values.map((value) => Math.max(value, 0)), shape }),
+  SiLU: ({ values, shape }) => ({ values: values.map((value) => value / (1 + Math.exp(-value))), shape }),
   Linear: linear,
   Conv2d: conv2d,
   ConvTranspose2d: convTranspose2d,

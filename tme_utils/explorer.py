@@ -23,7 +23,7 @@ FRONT_END = Path(__file__).parent
 STEP = 0.01
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_INTEGER = 2**15 - 1
-SUPPORTED = "Flatten, Unflatten, Linear, ReLU, Conv2d and ConvTranspose2d, in a Sequential"
+SUPPORTED = "Flatten, Unflatten, Linear, ReLU, SiLU, Conv2d and ConvTranspose2d, in a Sequential"
 
 
 class FrontEnd(anywidget.AnyWidget):
@@ -213,7 +213,7 @@ def _pack_layer(where: str, layer: nn.Module, integers: list[Tensor]) -> dict[st
 
     kind = type(layer)
     described: dict[str, Any] = {"type": kind.__name__}
-    if kind is nn.ReLU or (isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (1, -1)):
+    if kind in (nn.ReLU, nn.SiLU) or (isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (1, -1)):
         return described
     if isinstance(layer, nn.Unflatten) and layer.dim == 1:
         return described | {"shape": list(layer.unflattened_size)}

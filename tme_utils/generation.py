@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tme_utils.training import seeded
+
 N_FEATURES = 64
 
 
@@ -119,7 +121,8 @@ def divergence_from_prior(z: Tensor, z_held_out: Tensor, *, seed: int, n_epochs:
     of N images can see no more than log N nats of what codes say of images.
 
     Args:
-        z: codes to learn from, (N, latent_dim).
+        z: codes to learn from, (N, latent_dim), of any floating type and on any device; the network, float32, is
+            on the CPU.
         z_held_out: codes to score, (M, latent_dim), of other images.
         seed: of the prior's draws, of the network and of its training.
         n_epochs: passes over the 2 N codes.
@@ -135,14 +138,14 @@ def divergence_from_prior(z: Tensor, z_held_out: Tensor, *, seed: int, n_epochs:
     """
     if z.dim() != 2 or z_held_out.shape[1:] != z.shape[1:] or min(len(z), len(z_held_out)) == 0:
         raise ValueError(f"need codes (N, d) and (M, d), at least one each, got {z.shape} and {z_held_out.shape}")
+    z, z_held_out = z.float().cpu(), z_held_out.float().cpu()
     generator = torch.Generator().manual_seed(seed)
 
     def beside_prior(codes: Tensor) -> tuple[Tensor, Tensor]:
         prior = torch.randn(codes.shape, generator=generator)
         return torch.cat([codes, prior]), torch.arange(2).repeat_interleave(len(codes))
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         network = nn.Sequential(
             nn.Linear(z.shape[1], hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 2)
         )

@@ -99,7 +99,8 @@ def slerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
     if not (norms > 0).all():
         raise ValueError("a code of norm 0 has no direction: slerp needs codes that are not zero")
     first, last = start / norms[0], end / norms[1]
-    omega = torch.acos((first * last).sum(-1, keepdim=True).clamp(-1, 1))
+    # Not the arc cosine: near 0 and near pi it turns a rounding error into an angle of its square root.
+    omega = 2 * torch.atan2((first - last).norm(dim=-1, keepdim=True), (first + last).norm(dim=-1, keepdim=True))
     if (math.pi - omega < SMALL_ANGLE).any():
         raise ValueError("slerp is undefined between codes in opposite directions")
     s = t.reshape(-1, *[1] * start.dim())

@@ -1,6 +1,6 @@
 """One VAE, composed of an encoder and a decoder, and the builders of its architectures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -73,10 +73,14 @@ class VAE(nn.Module):
 
 
 def _check_sizes(**sizes: int | Sequence[int]) -> None:
+    """Refuse what is no size. Beside ``channels``, ``hidden`` is the one dense layer; alone, a sequence of layers."""
+    one, two, some = "a positive integer", "two positive integers", "a sequence of positive integers"
+    accepted = {"latent_dim": one, "channels": two, "hidden": one if "channels" in sizes else some}
     for name, size in sizes.items():
-        for value in size if isinstance(size, Sequence) else [size]:
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be made of positive integers, got {size!r}")
+        values = size if isinstance(size, Sequence) else [size]
+        is_accepted = (values is size) == (accepted[name] != one) and (accepted[name] != two or len(values) == 2)
+        if not is_accepted or any(type(value) is not int or value < 1 for value in values):
+            raise ValueError(f"{name} must be {accepted[name]}, got {size!r}")
 
 
 def mlp_vae(latent_dim: int = 20, hidden: Sequence[int] = (400,)) -> VAE:
@@ -209,6 +213,8 @@ def residual_vae(latent_dim: int = 32, channels: tuple[int, int] = (32, 64), hid
     vae = VAE(encoder, decoder, latent_dim, config)
     return vae.to(memory_format=torch.channels_last)  # the same numbers, in the order that its convolutions like best
 
+
+ARCHITECTURES: dict[str, Callable[..., VAE]] = {"mlp": mlp_vae, "conv": conv_vae, "residual": residual_vae}
 
 LOGVAR_OF_A_POINT = -60.0  # a standard deviation of 1e-13: adding such noise to a float32 mean changes nothing
 

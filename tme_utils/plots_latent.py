@@ -212,7 +212,8 @@ def walks(mu: Any, y: Any, paths: Mapping[str, Any], images: Mapping[str, Any]) 
         latent_scatter(left, mu, y)
         left.collections[0].set_alpha(0.25)
         limit = 1.15 * max(float(np.abs(np.asarray(path, dtype=float)).max()) for path in paths.values())
-        left.set(xlim=(-limit, limit), ylim=(-limit, limit), title="five walks, from ○ to ●")
+        count = {1: "one walk", 5: "five walks"}.get(len(paths), f"{len(paths)} walks")
+        left.set(xlim=(-limit, limit), ylim=(-limit, limit), title=f"{count}, from ○ to ●")
         for text in left.texts:
             text.set_visible(max(map(abs, text.get_position())) < limit)
         outline = [withStroke(linewidth=5, foreground="white")]

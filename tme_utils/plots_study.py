@@ -15,6 +15,7 @@ from tme_utils.plots import COLOURS, STYLE, draw_tiles
 # A light and a dark colour, told apart without hue; another marker for each.
 ARCHITECTURES = {"mlp": "#56b4e9", "conv": "#7a3b8f"}
 MARKERS = {"mlp": "o", "conv": "s"}
+OTHER = "#d55e00", "D"  # colour, of a lightness between the two, and marker of any other architecture
 BESIDE: Any = {"textcoords": "offset points", "fontsize": 10}
 RIGHT: Any = {"xycoords": "axes fraction", "ha": "right", "fontsize": 10}
 
@@ -27,10 +28,12 @@ def seed_dots(table: pd.DataFrame, scores: Mapping[str, str], live: Mapping[str,
         scores: column -> title, a panel each; all in nats per image.
         live: one more row, drawn as a star in its place.
     """
+    if table.empty:
+        raise ValueError("the table must hold at least one row, got none")
     dims = sorted(table["latent_dim"].unique(), reverse=True)
-    architectures = [name for name in ARCHITECTURES if name in set(table["architecture"])]
-    if not architectures:
-        raise ValueError(f"no architecture among {', '.join(ARCHITECTURES)} in {sorted(set(table['architecture']))}")
+    found = list(dict.fromkeys(table["architecture"]))
+    architectures = [name for name in ARCHITECTURES if name in found]
+    architectures += [name for name in found if name not in ARCHITECTURES]
     with plt.rc_context(STYLE):
         fig, axes = plt.subplots(
             len(dims), len(scores), figsize=(2.6 * len(scores), 2.7 * len(dims)), squeeze=False, sharex=True
@@ -42,8 +45,9 @@ def seed_dots(table: pd.DataFrame, scores: Mapping[str, str], live: Mapping[str,
                     if len(values) == 0:
                         continue
                     shift = np.linspace(-0.12, 0.12, len(values))
-                    ax.plot([i - 0.3, i + 0.3], [values.mean()] * 2, color=ARCHITECTURES[name])
-                    ax.plot(i + shift, values, MARKERS[name], color=ARCHITECTURES[name], markeredgecolor="white")
+                    colour, marker = _look(name)
+                    ax.plot([i - 0.3, i + 0.3], [values.mean()] * 2, color=colour)
+                    ax.plot(i + shift, values, marker, color=colour, markeredgecolor="white")
                     ax.annotate(f"{values.mean():.1f}", (i + 0.33, values.mean()), fontsize=10, va="center")
                     place = (live.get("architecture"), live.get("latent_dim")) if live and score in live else None
                     if live and place == (name, dim):
@@ -56,6 +60,11 @@ def seed_dots(table: pd.DataFrame, scores: Mapping[str, str], live: Mapping[str,
     return fig
 
 
+def _look(architecture: str) -> tuple[str, str]:
+    """Colour and marker."""
+    return ARCHITECTURES.get(architecture, OTHER[0]), MARKERS.get(architecture, OTHER[1])
+
+
 def spectra(images: Mapping[str, Any]) -> Figure:
     """Power of sets of images (N, 1, 28, 28) against the frequency across or down the image, a line for each set."""
     with plt.rc_context(STYLE):
@@ -65,7 +74,7 @@ def spectra(images: Mapping[str, Any]) -> Figure:
         for (name, stack), style in zip(images.items(), styles, strict=False):
             power = axis_power(stack)[1:]  # the constant says how much ink, not how it is spread
             frequency = np.arange(1, len(power) + 1) / 28
-            ax.plot(frequency, 10 * np.log10(power + 1e-12), style, color=colours.get(name, "#d55e00"), label=name)
+            ax.plot(frequency, 10 * np.log10(power + 1e-12), style, color=colours.get(name, OTHER[0]), label=name)
         ax.set(xlabel="frequency (cycles per pixel)", ylabel="power (dB)")
         ax.legend(fontsize=11)
     return fig
@@ -109,7 +118,7 @@ def difference_histogram(difference: Any, names: Sequence[str]) -> Figure:
 
 
 def bound_by_samples(table: pd.DataFrame, published: Mapping[str, float]) -> Figure:
-    """Importance-weighted −log p against the number of samples, a line for each seed, beside published numbers.
+    """The bound −IW_K against its number of samples K, a line for each seed, beside published numbers.
 
     Args:
         table: rows with ``seed``, ``iw_samples``, ``iw_nll`` and ``iw_nll_se``.
@@ -117,17 +126,18 @@ def bound_by_samples(table: pd.DataFrame, published: Mapping[str, float]) -> Fig
     """
     with plt.rc_context(STYLE):
         fig, ax = plt.subplots(figsize=(7.5, 4))
-        for _, rows in table.sort_values("iw_samples").groupby("seed"):
+        for seed, rows in table.sort_values("iw_samples").groupby("seed"):
             ax.plot(rows["iw_samples"], rows["iw_nll"], "o-", color=ARCHITECTURES["conv"], markersize=5, alpha=0.8)
-        last = table.sort_values("iw_samples").iloc[-1]
-        ax.annotate(f"{last['iw_nll']:.2f}", (last["iw_samples"], last["iw_nll"]), (0, -16), textcoords="offset points")
+            last = rows.iloc[-1]
+            text, place = f"seed {seed}: {last['iw_nll']:.2f}", (last["iw_samples"], last["iw_nll"])
+            ax.annotate(text, place, (0, -9), textcoords="offset points", ha="center", va="top")
         for name, value in published.items():
             ax.axhline(value, color=COLOURS["reference"], linestyle="--", linewidth=1.2)
             ax.annotate(
                 name, (1, value), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right"
             )
-        ax.set(xscale="log", xlabel="importance samples $K$ for each image", ylabel="−log p (nats per image)")
-        ax.margins(y=0.12)
+        ax.set(xscale="log", xlabel="importance samples $K$ for each image", ylabel="$-IW_K$ (nats per image)")
+        ax.margins(x=0.09, y=0.15)
     return fig
 
 
@@ -193,23 +203,27 @@ def _draw_line(ax: Axes, line: Line) -> Any:
     return ax.plot(dims, np.nanmean(seeds, axis=1), line.style, color=line.colour, markersize=6, fillstyle="none")[0]
 
 
-def sorted_divergences(panels: Mapping[str, Any], active: Mapping[str, float]) -> Figure:
+def sorted_divergences(panels: Mapping[str, Any], threshold: float) -> Figure:
     """KL divergence of each latent coordinate, largest first: a dot at the mean of the seeds, a bar over their range.
 
     Args:
         panels: architecture -> divergences in nats, sorted for each seed, (n_seeds, latent_dim).
-        active: architecture -> mean number of active units, marked by a line.
+        threshold: nats, marked by a line; the title counts the coordinates above it, over the seeds.
     """
     with plt.rc_context(STYLE):
         fig, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.6), sharey=True, squeeze=False)
         for ax, (name, divergences) in zip(axes[0], panels.items(), strict=True):
             values = np.asarray(divergences, dtype=float)
             rank, mean = np.arange(1, values.shape[1] + 1), values.mean(axis=0)
-            ax.vlines(rank, values.min(axis=0), values.max(axis=0), color=ARCHITECTURES[name], alpha=0.5, linewidth=3)
-            ax.plot(rank, mean, MARKERS[name], color=ARCHITECTURES[name], markersize=4)
-            ax.axvline(active[name] + 0.5, color=COLOURS["reference"], linestyle="--", linewidth=1.2)
-            ax.annotate(f"{active[name]:.1f} active", (active[name] + 1.5, 1), fontsize=11)
-            ax.set(title=name, xlabel="coordinate, by its KL", yscale="log")
+            colour, marker = _look(name)
+            ax.vlines(rank, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.5, linewidth=3)
+            ax.plot(rank, mean, marker, color=colour, markersize=4)
+            ax.axhline(threshold, color=COLOURS["reference"], linestyle="--", linewidth=1.2)
+            ax.annotate(
+                f"{threshold:g} nats", (values.shape[1], threshold), (0, 3), textcoords="offset points", ha="right"
+            )
+            above = sorted({int(count) for count in (values > threshold).sum(axis=1)})
+            ax.set(title=f"{name}: {' or '.join(map(str, above))} above", xlabel="coordinate, by its KL", yscale="log")
         axes[0, 0].set_ylabel("KL (nats per image)")
     return fig
 
@@ -248,10 +262,12 @@ def rate_distortion(curves: Mapping[str, tuple[pd.DataFrame, str, str]], sums: S
             means = rows.groupby("label", sort=False)[["rate", "distortion"]].mean()
             ax.plot(means["rate"], means["distortion"], style, color=colour, label=name, markersize=6)
             ax.plot(rows["rate"], rows["distortion"], ".", color=colour, markersize=3)
+            # Curves meet: a dashed one has its labels on the other side.
+            shift, side = ((-7, -13), "right") if "--" in style else ((6, 5), "left")
             last = np.array([np.inf, np.inf])
             for label, place in zip(means.index, means.to_numpy(), strict=True):
                 if np.abs(place - last).max() > 2:  # nats; nearer ones would be written over each other
-                    ax.annotate(str(label), place, (6, 5), textcoords="offset points", fontsize=10, color=colour)
+                    ax.annotate(str(label), place, shift, ha=side, color=colour, **BESIDE)
                     last = place
         ax.margins(y=0.12)
         limits = ax.axis()

@@ -7,14 +7,14 @@ recipe of :mod:`tme_utils.training`; three hidden layers take half its learning 
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from tme_utils import data, models, paths
 from tme_utils.checkpoints import load_checkpoint, load_or_train, save_checkpoint
 from tme_utils.generation import DigitClassifier, fit_classifier
-from tme_utils.training import History, Probes
+from tme_utils.training import History, Probes, seeded
 
 SEED = 0
 CLASSIFIER_EPOCHS = 4
@@ -40,12 +40,12 @@ RECIPES = {
 }
 
 
-def shipped_model(name: str, **options: Any) -> tuple[models.VAE, History]:
+def shipped_model(name: str, *, progress: bool = True) -> tuple[models.VAE, History]:
     """Load a shipped model, or train it if its checkpoint is missing.
 
     Args:
         name: one of ``RECIPES``.
-        **options: for :func:`tme_utils.training.fit`, such as ``progress``.
+        progress: show a progress bar while it is trained.
 
     Returns:
         (model, history); the history has snapshots of the display digits where the recipe says so.
@@ -73,7 +73,7 @@ def shipped_model(name: str, **options: Any) -> tuple[models.VAE, History]:
         max_lr=recipe.max_lr,
         binarised=recipe.binarised,
         probes=probes if recipe.snapshots else None,
-        **options,
+        progress=progress,
     )
 
 
@@ -84,8 +84,7 @@ def shipped_classifier() -> DigitClassifier:
     Raises:
         ValueError: if the checkpoint is damaged or holds something else.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+    with seeded(SEED):
         classifier = DigitClassifier()
     settings = classifier.config | {"n_epochs": CLASSIFIER_EPOCHS, "seed": SEED}
     path = paths.CHECKPOINTS / "classifier.safetensors"
@@ -98,8 +97,19 @@ def shipped_classifier() -> DigitClassifier:
     return classifier
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Train what is missing.
+
+    Raises:
+        KeyboardInterrupt: if a training was stopped, which is not another model's turn.
+    """
     shipped_classifier()
     for name in RECIPES:
         _, history = shipped_model(name)
+        if history.interrupted:
+            raise KeyboardInterrupt
         print(f"{name}: test −ELBO {history.rows[-1]['held_out_neg_elbo']:.2f} nats per image")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ import csv
 import hashlib
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -38,14 +39,13 @@ from tme_utils.metrics import active_units, importance_weighted_log_likelihood, 
 from tme_utils.shipped import shipped_classifier
 from tme_utils.training import BATCH_SIZE, BETAS, MAX_LR, WARM_UP, History, best_device, evaluate, on_device
 
-BUILDERS: dict[str, Callable[[int], models.VAE]] = {
-    "mlp": models.mlp_vae,
-    "conv": models.conv_vae,
-    "residual": models.residual_vae,
-    "mlp_ae": lambda latent_dim: models.deterministic(models.mlp_vae(latent_dim)),
-    "conv_ae": lambda latent_dim: models.deterministic(models.conv_vae(latent_dim)),
-}
-AUTOENCODERS = ("mlp_ae", "conv_ae")
+
+def _autoencoder(name: str, latent_dim: int) -> models.VAE:
+    return models.deterministic(models.ARCHITECTURES[name](latent_dim))
+
+
+AUTOENCODERS = {f"{name}_ae": partial(_autoencoder, name) for name in models.ARCHITECTURES}
+BUILDERS: dict[str, Callable[[int], models.VAE]] = models.ARCHITECTURES | AUTOENCODERS
 TRAINED_ON = ("grey", "binarised")
 N_GENERATED = 10_000  # images for each Fréchet distance, as many as there are test images
 
@@ -79,15 +79,17 @@ class Configuration:
     iw_samples: int = 0
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Check every field, and make floats of ``beta`` and ``max_lr``: 1 and 1.0 ask for one model."""
         for name, accepted in [("architecture", tuple(BUILDERS)), ("trained_on", TRAINED_ON)]:
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {getattr(self, name)!r}")
         for name, least in [("latent_dim", 1), ("seed", 0), ("n_epochs", 1), ("iw_samples", 0)]:
             if type(getattr(self, name)) is not int or getattr(self, name) < least:
                 raise ValueError(f"{name} must be an integer >= {least}, got {getattr(self, name)!r}")
-        if not self.beta >= 0 or not self.max_lr > 0:
-            raise ValueError(f"need beta >= 0 and max_lr > 0, got {self.beta!r} and {self.max_lr!r}")
+        if not 0 <= self.beta < math.inf or not 0 < self.max_lr < math.inf:
+            raise ValueError(f"need finite beta >= 0 and max_lr > 0, got {self.beta!r} and {self.max_lr!r}")
+        for name in ("beta", "max_lr"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # as the dataclass is frozen
         if self.architecture in AUTOENCODERS and (self.beta, self.iw_samples) != (0, 0):
             raise ValueError(
                 f"{self.architecture} has no KL term and no likelihood: beta and iw_samples must be 0, "
@@ -152,7 +154,7 @@ def result_row(
     row = {name: model.config[name] for name in ("architecture", "latent_dim")}
     row |= {"beta": beta, "trained_on": trained_on, "n_epochs": len(history.rows) - 1, "seed": seed}
     row |= {"n_parameters": model.n_parameters, "seconds": round(history.rows[-1]["seconds"], 1)}
-    row |= {"threads": torch.get_num_threads(), "device": str(best_device()), "torch": torch.__version__}
+    row |= {"threads": torch.get_num_threads(), "device": str(best_device(x_test.dtype)), "torch": torch.__version__}
     for split, x in [("train", x_train), ("test", x_test)]:
         terms = evaluate(model, x, seed=seed)
         row |= {f"{split}_{term}": round(value, 4) for term, value in terms.averages().items()}
@@ -169,11 +171,11 @@ def result_row(
     x_binarised = binarise(x_test, torch.Generator().manual_seed(seed))
     row["binarised_neg_elbo"] = round(evaluate(model, x_binarised, seed=seed).averages()["neg_elbo"], 4)
     if iw_samples > 0:
-        device = best_device()
+        device = best_device(x_test.dtype)
         with on_device(model, device):
             log_lik = importance_weighted_log_likelihood(
                 model, x_binarised.to(device), iw_samples, torch.Generator().manual_seed(seed)
-            )
+            ).cpu()  # where there is float64
         row |= {"iw_nll": round(-log_lik.double().mean().item(), 4), "iw_nll_se": _standard_error(log_lik)}
         row |= {"iw_samples": iw_samples, "iw_images": len(x_test)}
     return row
@@ -186,7 +188,7 @@ def generation_scores(
     """Compare what a model makes of codes of the prior with what it makes of codes of training images.
 
     Args:
-        model: on the device of the images.
+        model: on the CPU, like the images.
         x_train: training images, (N, 1, 28, 28); their codes, drawn from q(z|x), stand for the aggregated posterior.
         x_test: test images, (M, 1, 28, 28), to which what is decoded is compared.
         classifier: gives the features.
@@ -240,7 +242,7 @@ def _trained(configuration: Configuration) -> tuple[models.VAE, History]:
         beta=configuration.beta,
         max_lr=configuration.max_lr,
         binarised=configuration.trained_on == "binarised",
-        folder=paths.CHECKPOINTS / "study",
+        folder=paths.CHECKPOINTS / "study",  # a model that ships is found in checkpoints/
         progress=False,
     )
     if history.interrupted:
@@ -279,7 +281,9 @@ def run_study(
 
     The table is replaced as a whole at each row, so that it is never half written: stopped at any moment and
     started again, the study loses no finished row and repeats none. A row is known by its configuration's
-    digest; rows of other configurations stay as they are.
+    digest; rows of other configurations stay as they are, also those that another process adds meanwhile: the
+    table is read again before each write. Two processes must not write at the very same moment: a row of the one
+    that comes first may then be missing, and the next study computes it.
 
     Args:
         configurations: what is asked; repetitions count once.
@@ -309,11 +313,14 @@ def run_study(
                 errors.append(error)
                 continue
             rows[row["digest"]] = {name: str(value) for name, value in row.items()}
+            rows = _read_rows(table) | rows
             _write_rows(table, rows)
             bar.update()
     if errors:
         raise ExceptionGroup(f"{len(errors)} of {len(missing)} configurations failed", errors)
-    frame = pd.read_csv(table).set_index("digest", drop=False) if rows else pd.DataFrame(columns=["digest"])
+    if not rows:
+        return pd.DataFrame(columns=["digest"])
+    frame = pd.read_csv(table, dtype={"digest": str}).set_index("digest", drop=False)  # some look like 7e4001661448
     return frame.loc[list(asked)].reset_index(drop=True)
 
 
@@ -370,7 +377,7 @@ DRAWS = 10  # codes of the prior that every model decodes: the first coordinates
 AXIS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # values given to one coordinate, in standard deviations of the prior
 
 # The tables of the report. Seeds vary slowest: a study cut short has every model once. A model scored with several
-# numbers of samples is trained once.
+# numbers of samples is trained once: there seeds vary fastest, lest two workers train the same model at once.
 TABLES: dict[str, list[Configuration]] = {
     "03_match": [
         Configuration(architecture, latent_dim, seed, iw_samples=100)
@@ -378,7 +385,7 @@ TABLES: dict[str, list[Configuration]] = {
     ],
     "03_literature": [
         Configuration("residual", 32, seed, trained_on="binarised", n_epochs=30, iw_samples=iw_samples)
-        for seed, iw_samples in [*itertools.product(range(2), (1, 10, 100)), (0, 500), (0, 5000)]
+        for iw_samples, seed in [*itertools.product((1, 10, 100), range(2)), (500, 0), (5000, 0)]
     ],
     # The models to compare, then the MLP with other β for the rate-distortion plane, then the auto-encoders.
     "04_study": [
@@ -386,7 +393,7 @@ TABLES: dict[str, list[Configuration]] = {
         *(Configuration("mlp", 20, seed, beta) for seed, beta in itertools.product(range(3), OTHER_BETAS)),
         *(
             Configuration(name, d, seed, beta=0.0)
-            for seed, name, d in itertools.product(range(3), AUTOENCODERS, LATENT_DIMS)
+            for seed, name, d in itertools.product(range(3), ("mlp_ae", "conv_ae"), LATENT_DIMS)
         ),
     ],
 }
@@ -424,11 +431,16 @@ def pictures(configurations: Iterable[Configuration]) -> dict[str, Any]:
     return found
 
 
+def shown() -> list[Configuration]:
+    """The study's models whose pictures are kept: those of seed 0 and β = 1."""
+    return [c for c in TABLES["04_study"] if c.seed == 0 and c.beta == 1]
+
+
 def save_pictures(path: Path | str) -> None:
-    """Write the pictures of the study's models of seed 0 and β = 1 to one file, moved into place when complete."""
-    shown = [c for c in TABLES["04_study"] if c.seed == 0 and c.beta == 1]
+    """Write the pictures of the models of :func:`shown` to one file, moved into place when complete."""
+    arrays = pictures(shown())
     with paths.atomic_write(path) as partial_file, partial_file.open("wb") as file:
-        np.savez_compressed(file, **pictures(shown))
+        np.savez_compressed(file, **arrays)
 
 
 def main() -> None:
@@ -438,6 +450,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes, which share the cores; 1 by default")
     arguments = parser.parse_args()
     path = paths.figures_dir() / f"{arguments.table}.csv"
+    images = path.with_name("04_images.npz") if arguments.table == "04_study" else None
+    if images is not None and not {c.digest for c in shown()} <= _read_rows(path).keys():
+        images.unlink(missing_ok=True)  # of other models; gone, they are drawn even if the study is stopped before
     if arguments.workers <= 1:
         run_study(TABLES[arguments.table], path)
     else:
@@ -445,8 +460,8 @@ def main() -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in whatever state they are
         with ProcessPoolExecutor(arguments.workers, context, torch.set_num_threads, (n_threads,)) as executor:
             run_study(TABLES[arguments.table], path, executor)
-    if arguments.table == "04_study":
-        save_pictures(path.with_name("04_images.npz"))
+    if images is not None and not images.exists():
+        save_pictures(images)
 
 
 if __name__ == "__main__":

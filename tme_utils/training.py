@@ -7,6 +7,7 @@ split by ``python -m benchmarks.recipe``, whose table is ``figures/02_recipe.csv
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ MAX_LR = 4e-3
 BETAS = (0.9, 0.95)
 WARM_UP = 0.1  # share of the steps
 N_CURVE = 10_000  # images of each set that are evaluated after every epoch, for the curves
+
+_SEEDING = threading.RLock()
 
 
 class Probes(NamedTuple):
@@ -55,10 +58,24 @@ class History:
     interrupted: bool = False
 
 
-def best_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global generator for the block, and give it back its state afterwards.
+
+    That generator is one for all threads, and a module's initial weights come from no other: one thread at a time
+    enters.
+    """
+    with _SEEDING, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def best_device(dtype: torch.dtype = torch.float32) -> torch.device:
+    """The accelerator if there is one that computes in ``dtype``, else the CPU."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator if accelerator is not None else torch.device("cpu")
+    if accelerator is None or (accelerator.type == "mps" and dtype == torch.float64):  # Apple's has no float64
+        return torch.device("cpu")
+    return accelerator
 
 
 @contextmanager
@@ -94,16 +111,18 @@ def evaluate(model: Any, x: Tensor, *, seed: int = 0, batch_size: int = 1000) ->
     check_images(x)
     if len(x) == 0:
         raise ValueError("x holds no image to evaluate")
-    device = best_device()
+    device = best_device(x.dtype)
     # All the noise in one call: torch fills tensors in blocks of 16 numbers, so draws by batch depend on its size.
     noise = torch.randn(len(x), model.latent_dim, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
     parts = []
     was_training = model.training
     model.eval()
-    with on_device(model, device):
-        for batch, eps in zip(x.split(batch_size), noise.split(batch_size), strict=True):
-            parts.append(elbo_terms(model, batch.to(device), eps=eps.to(device)))
-    model.train(was_training)
+    try:
+        with on_device(model, device):
+            for batch, eps in zip(x.split(batch_size), noise.split(batch_size), strict=True):
+                parts.append(elbo_terms(model, batch.to(device), eps=eps.to(device)))
+    finally:
+        model.train(was_training)
     return ElboTerms(recon=torch.cat([p.recon for p in parts]).cpu(), kl=torch.cat([p.kl for p in parts]).cpu())
 
 
@@ -173,18 +192,18 @@ def fit(
     """
     check_images(x_train)
     check_images(x_held_out)
-    for name, value, accepted in [
-        ("x_train", len(x_train), len(x_train) > 0),
-        ("x_held_out", len(x_held_out), len(x_held_out) > 0),
-        ("n_epochs", n_epochs, n_epochs >= 0),
-        ("batch_size", batch_size, batch_size >= 1),
-        ("max_lr", max_lr, max_lr > 0),
-        ("beta", beta, beta >= 0),
+    for name, value, is_accepted, accepted in [
+        ("x_train", len(x_train), len(x_train) > 0, "hold at least one image"),
+        ("x_held_out", len(x_held_out), len(x_held_out) > 0, "hold at least one image"),
+        ("n_epochs", n_epochs, type(n_epochs) is int and n_epochs >= 0, "be an integer >= 0"),
+        ("batch_size", batch_size, type(batch_size) is int and batch_size >= 1, "be an integer >= 1"),
+        ("max_lr", max_lr, 0 < max_lr < math.inf, "be a finite number > 0"),
+        ("beta", beta, 0 <= beta < math.inf, "be a finite number >= 0"),
     ]:
-        if not accepted:
-            raise ValueError(f"{name} is too small: got {value}")
+        if not is_accepted:
+            raise ValueError(f"{name} must {accepted}, got {value}")
 
-    device = best_device()
+    device = best_device(x_train.dtype)
     generator = torch.Generator(device).manual_seed(seed)
     steps_per_epoch = -(-len(x_train) // batch_size)
     history = History()
@@ -215,7 +234,7 @@ def fit(
                     seconds += time.perf_counter() - start
                 _record(history, model, epoch, seconds, x_train, x_held_out, probes, seed)
                 # What the last step broke, no later step would meet.
-                _check_finite(history.rows[-1]["train_neg_elbo"], max(0, step - 1), steps_per_epoch, max_lr)
+                _check_finite(history.rows[-1]["train_neg_elbo"], step - 1, steps_per_epoch, max_lr)
                 bar.set_description(f"held-out −ELBO {history.rows[-1]['held_out_neg_elbo']:.1f} nats", refresh=False)
                 if on_epoch is not None:
                     on_epoch(history)
@@ -229,6 +248,8 @@ def fit(
 
 def _check_finite(loss: float, step: int, steps_per_epoch: int, max_lr: float) -> None:
     if not math.isfinite(loss):
+        if step < 0:
+            raise FloatingPointError(f"before the first step: the loss is {loss}; look at the model's initial weights")
         epoch, i = divmod(step, steps_per_epoch)
         raise FloatingPointError(
             f"epoch {epoch + 1}, step {i + 1} of {steps_per_epoch}: the loss is {loss}; "
