@@ -100,7 +100,7 @@ def test_the_explorers_speed_is_a_line():
     row = {"architecture": "mlp", "step_ms": 3.71, "step_ms_95th_percentile": 8.26, "changed_frames_per_second": 56.4}
     row |= {"drawn_frames_per_second": 60.0, "grey_levels_from_torch": 0.138, "page_megabytes": 4.12}
     _, _, line = cells(readme.explorer_table(pd.DataFrame([row])))
-    assert line == ["mlp", "3.7", "8.3", "56", "0.14", "4.1"]
+    assert line == ["mlp", "3.7", "8.3", "56 of 60", "0.14", "4.1"]
 
 
 def test_a_table_is_replaced_between_its_marks_and_nothing_else():
