@@ -263,7 +263,7 @@ def rate_distortion(curves: Mapping[str, tuple[pd.DataFrame, str, str]], sums: S
             ax.plot(means["rate"], means["distortion"], style, color=colour, label=name, markersize=6)
             ax.plot(rows["rate"], rows["distortion"], ".", color=colour, markersize=3)
             # Curves meet: a dashed one has its labels on the other side.
-            shift, side = ((-7, -13), "right") if "--" in style else ((6, 5), "left")
+            shift, side = ((-4, -17), "right") if "--" in style else ((6, 5), "left")
             last = np.array([np.inf, np.inf])
             for label, place in zip(means.index, means.to_numpy(), strict=True):
                 if np.abs(place - last).max() > 2:  # nats; nearer ones would be written over each other
