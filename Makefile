@@ -26,7 +26,7 @@ strict: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval notebooks
 
 lab: $(VENV)/ready
-	$(BIN)/jupyter lab --notebook-dir=. notebooks
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
 site: $(VENV)/ready
 	$(BIN)/python -m tools.site site
