@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from tme_utils import checkpoints, models, paths, training
 from tme_utils.checkpoints import load_checkpoint, load_or_train, save_checkpoint
+from tme_utils.training import Probes
 
 # --- checkpoints
 
@@ -160,6 +161,7 @@ def test_the_first_call_trains_and_the_second_loads(load, n_trainings, tmp_path,
         {"binarised": True},
         {"max_lr": 1e-3},
         {"x_train": torch.zeros(41, 1, 28, 28)},
+        {"x_train": torch.zeros(40, 1, 28, 28)},
         {"build": lambda: models.mlp_vae(3, (16,))},
         {"build": lambda: models.mlp_vae(2, (17,))},
         {"build": lambda: models.mlp_vae(2, (16, 16))},
@@ -172,6 +174,7 @@ def test_the_first_call_trains_and_the_second_loads(load, n_trainings, tmp_path,
         "binarised",
         "max_lr",
         "n_images",
+        "images",
         "latent_dim",
         "hidden",
         "depth",
@@ -197,6 +200,17 @@ def test_snapshots_that_the_checkpoint_lacks_are_no_silent_gap(load, n_trainings
     load()
     with pytest.raises(ValueError, match=r"mlp_z2_.* holds no snapshots, which probes ask for; delete it to train"):
         load(probes=probes)
+    assert len(n_trainings) == 1
+
+
+@pytest.mark.parametrize("field", Probes._fields)
+@pytest.mark.parametrize("change", [torch.zeros_like, lambda t: t[:2]], ids=["others", "fewer"])
+def test_snapshots_of_other_probes_are_refused(load, n_trainings, probes, field, change):
+    load(probes=probes, n_epochs=20)
+    others = probes._replace(**{field: change(getattr(probes, field))})
+    with pytest.raises(ValueError, match=rf"mlp_z2_.* something else than probes\.{field}; delete it to train"):
+        load(probes=others, n_epochs=20)
+    assert load(probes=probes, n_epochs=20)[1].snapshots
     assert len(n_trainings) == 1
 
 

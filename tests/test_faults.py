@@ -307,14 +307,6 @@ def test_a_read_only_folder_of_checkpoints_is_told_before_the_training(load, n_t
 # --- stopped: Ctrl-C, a killed process, a restarted kernel
 
 
-@pytest.fixture
-def heeds_ctrl_c():
-    """In the background of a shell Ctrl-C is ignored, and Python leaves it at that: here it is heeded."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_is_told_and_the_next_training_begins_anew(load, tmp_path, capsys, weights):
     whole, _ = load(folder=tmp_path / "undisturbed")

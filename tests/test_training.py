@@ -117,6 +117,12 @@ def test_the_check_of_the_average_rejects(buggy):
         check_average(buggy(batches).item(), terms)
 
 
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5])
+def test_evaluate_refuses_batches_of_no_image_or_of_half_an_image(build, random_images, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size must be an integer >= 1, got {batch_size}"):
+        evaluate(build(), random_images(5), batch_size=batch_size)
+
+
 def test_evaluate_gives_detached_terms_on_the_cpu_and_leaves_the_model_as_it_was(build, random_images, weights):
     model, x = build().train(), random_images(5)
     before, state = weights(model), torch.get_rng_state()
@@ -423,6 +429,26 @@ def test_ctrl_c_inside_an_evaluation_leaves_rows_and_snapshots_of_one_length(
     at_call(model.decoder, nth, ctrl_c, training=False)
     history = fit(model, random_images(9), random_images(9), 2, probes=probes, progress=False)
     check_interrupted(history, model, 1)
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_ctrl_c_while_snapshots_are_kept_leaves_rows_and_snapshots_of_one_length(
+    build, random_images, probes, nth, monkeypatch
+):
+    real, calls = torch.cat, []
+
+    def cat(tensors):
+        if tensors[0].dim() == 5:  # the frames of several epochs
+            calls.append(tensors)
+            if len(calls) == nth:
+                raise KeyboardInterrupt
+        return real(tensors)
+
+    monkeypatch.setattr(training.torch, "cat", cat)
+    history = fit(build(), random_images(20), random_images(5), 3, probes=probes, progress=False)
+    assert history.interrupted
+    assert len(history.rows) == 1
+    assert {len(frames) for frames in history.snapshots.values()} == {1}
 
 
 def test_ctrl_c_before_the_first_row_gives_an_empty_history(build, random_images, at_call, ctrl_c):

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from tme_utils import paths
-from tme_utils.training import BATCH_SIZE, BETAS, MAX_LR, WARM_UP, History, Probes, fit, seeded
+from tme_utils.training import BATCH_SIZE, BETAS, MAX_LR, WARM_UP, History, Probes, fit, seeded, take_snapshots
 
 MEND = "delete it to train again, or restore it with `git checkout`"
+SAME_PICTURE = 0.02  # largest difference of a pixel: snapshots are stored in 256 grey levels, and processors differ
 
 
 def _digest(tensors: dict[str, Tensor], history: str = "") -> str:
@@ -94,6 +95,17 @@ def load_checkpoint(path: Path | str, model: Any, settings: dict[str, Any]) -> H
     return History(rows=rows, snapshots=snapshots)
 
 
+def _check_snapshots(path: Path, model: Any, history: History, probes: Probes) -> None:
+    """Raise a ValueError unless the last snapshots are what the model makes of these probes."""
+    if not history.snapshots:
+        raise ValueError(f"{path} holds no snapshots, which probes ask for; {MEND}")
+    for name, probs in take_snapshots(model, probes).items():
+        last = history.snapshots[name][-1]
+        if last.shape != probs.shape or not ((last - probs).abs() <= SAME_PICTURE).all():
+            field = "z" if name == "prior" else name
+            raise ValueError(f"{path} holds snapshots of something else than probes.{field}; {MEND}")
+
+
 def checkpoint_name(settings: dict[str, Any]) -> str:
     """File name for these settings: readable in front, a digest of them all behind."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
@@ -118,7 +130,7 @@ def load_or_train(
     """The model that these settings define: loaded if its checkpoint exists, else trained and saved.
 
     The file's name ends in a digest of all that was asked for (architecture, sizes, epochs, seed, the recipe and
-    the number of images), so a changed setting never finds the weights of another.
+    the training images), so a changed setting never finds the weights of another.
 
     Args:
         build: makes the untrained model; called with the seed set, so that it fixes the initial weights too.
@@ -140,8 +152,7 @@ def load_or_train(
         ``x_held_out`` then. A training stopped by Ctrl-C is returned but not saved, and says so.
 
     Raises:
-        ValueError: if the checkpoint is damaged, holds something else, or has no snapshots while ``probes`` ask for
-            some.
+        ValueError: if the checkpoint is damaged, holds something else, or its snapshots are not of the ``probes``.
         OSError: if it cannot be written; that its folder is read-only is told before the training.
     """
     beta, max_lr = float(beta), float(max_lr)  # 1 and 1.0 ask for one model
@@ -153,14 +164,15 @@ def load_or_train(
         "beta": beta,
         "binarised": binarised,
         "n_images": len(x_train),
+        "images": hashlib.sha256(x_train.cpu().numpy().tobytes()).hexdigest()[:12],
         "recipe": {"batch_size": BATCH_SIZE, "max_lr": max_lr, "betas": list(BETAS), "warm_up": WARM_UP},
     }
     path = Path(folder) / checkpoint_name(settings)
     for known in (path, paths.CHECKPOINTS / path.name):
         if known.exists():
             history = load_checkpoint(known, model, settings)
-            if probes is not None and not history.snapshots:
-                raise ValueError(f"{known} holds no snapshots, which probes ask for; {MEND}")
+            if probes is not None:
+                _check_snapshots(known, model, history, probes)
             return model, history
     paths.check_writable(path)
     history = fit(

@@ -106,9 +106,11 @@ def evaluate(model: Any, x: Tensor, *, seed: int = 0, batch_size: int = 1000) ->
         ``ElboTerms(recon, kl)``, each (N,), on the CPU, in nats per image.
 
     Raises:
-        ValueError: if x is empty, or not made of images in [0, 1].
+        ValueError: if x is empty, or not made of images in [0, 1], or batch_size is not an integer >= 1.
     """
     check_images(x)
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size must be an integer >= 1, got {batch_size}")
     if len(x) == 0:
         raise ValueError("x holds no image to evaluate")
     device = best_device(x.dtype)
@@ -124,6 +126,26 @@ def evaluate(model: Any, x: Tensor, *, seed: int = 0, batch_size: int = 1000) ->
     finally:
         model.train(was_training)
     return ElboTerms(recon=torch.cat([p.recon for p in parts]).cpu(), kl=torch.cat([p.kl for p in parts]).cpu())
+
+
+@torch.no_grad()
+def take_snapshots(model: Any, probes: Probes) -> dict[str, Tensor]:
+    """What the model makes of the probes: pixel probabilities (n, 1, 28, 28) by name, on the CPU.
+
+    Returns:
+        ``train`` and ``held_out``, the reconstructions, and ``prior``, what the draws decode to.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        return {
+            "train": model.reconstruct(probes.train.to(device)).cpu(),
+            "held_out": model.reconstruct(probes.held_out.to(device)).cpu(),
+            "prior": model.decode(probes.z.to(device)).sigmoid().cpu(),
+        }
+    finally:
+        model.train(was_training)
 
 
 @contextmanager
@@ -273,20 +295,11 @@ def _record(
         averages = evaluate(model, x[:N_CURVE], seed=seed).averages()
         row |= {f"{name}_{term}": value for term, value in averages.items()}
     if probes is not None:
-        device = next(model.parameters()).device
-        model.eval()
-        with torch.no_grad():
-            images = {
-                "train": model.reconstruct(probes.train.to(device)),
-                "held_out": model.reconstruct(probes.held_out.to(device)),
-                "prior": model.decode(probes.z.to(device)).sigmoid(),
-            }
-        model.train()
-        for name, probs in images.items():
-            probs = probs.cpu().unsqueeze(0)
-            earlier = history.snapshots.get(name)
-            history.snapshots[name] = probs if earlier is None else torch.cat([earlier, probs])
-    history.rows.append(row)  # last, so that a stop in the middle leaves rows and snapshots of one length
+        frames = {name: probs.unsqueeze(0) for name, probs in take_snapshots(model, probes).items()}
+        earlier = history.snapshots
+        # All names at once: a stop in the middle leaves snapshots of one length.
+        history.snapshots = {name: torch.cat([earlier[name], f]) if earlier else f for name, f in frames.items()}
+    history.rows.append(row)
 
 
 def check_band(name: str, value: float, centre: float, margin: float) -> None:
