@@ -5,8 +5,10 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -27,6 +29,7 @@ from tme_utils.study import Configuration, result_row, run, run_study
 from tme_utils.training import evaluate, fit
 
 TINY = Configuration("mlp", 3, n_epochs=1, iw_samples=7)
+PATIENCE = 300  # seconds, for other processes on a busy machine
 GRID = [Configuration("mlp", latent_dim, seed, n_epochs=1) for seed in range(2) for latent_dim in (1, 2, 3)]
 
 
@@ -40,6 +43,14 @@ def logged_row(configuration):
     with open(os.environ["CALLS"], "a") as file:
         file.write(configuration.digest + "\n")
     time.sleep(0.05)
+    return row_of(configuration)
+
+
+def endless_row(configuration):
+    """A training that lasts: it leaves a line, then it sleeps."""
+    with open(os.environ["CALLS"], "a") as file:
+        file.write(configuration.digest + "\n")
+    time.sleep(PATIENCE / 10)
     return row_of(configuration)
 
 
@@ -166,14 +177,33 @@ def test_the_tables_ask_for_several_seeds_of_every_model():
 def test_the_committed_table_holds_every_row_asked(name):
     with (paths.ROOT / "figures" / f"{name}.csv").open(newline="", encoding="utf-8") as file:
         known = {row["digest"] for row in csv.DictReader(file)}
-    missing = [configuration for configuration in study.TABLES[name] if configuration.digest not in known]
-    # One baseline of the study has two seeds so far, as notebook 04 says where it shows it.
-    assert {(c.architecture, c.seed) for c in missing} <= ({("conv_ae", 2)} if name == "04_study" else set())
+    assert not [configuration for configuration in study.TABLES[name] if configuration.digest not in known]
 
 
-def test_two_workers_do_not_train_one_model_of_the_literature_at_once():
-    seeds = [configuration.seed for configuration in study.TABLES["03_literature"]]
-    assert seeds[:2] == [0, 1]
+def test_two_workers_do_not_train_one_model_of_the_literature_at_once(table):
+    trained, in_training, twice = set(), [], []
+    lock = threading.Lock()
+
+    def work(configuration):
+        model = replace(configuration, iw_samples=0)
+        with lock:
+            must_train = model not in trained
+            if must_train:
+                twice.extend([model] * in_training.count(model))
+                in_training.append(model)
+        if must_train:
+            time.sleep(0.2 if configuration.seed == 0 else 0.01)  # the other worker meets more rows meanwhile
+            with lock:
+                in_training.remove(model)
+                trained.add(model)
+        return row_of(configuration)
+
+    configurations = study.TABLES["03_literature"]
+    with ThreadPoolExecutor(2) as executor:
+        frame = run_study(configurations, table, executor, work=work, progress=False)
+    assert twice == []
+    assert {model.seed for model in trained} == {0, 1}
+    assert list(frame["digest"]) == [configuration.digest for configuration in configurations]
 
 
 def test_a_builder_reaches_a_spawned_process():
@@ -562,6 +592,45 @@ def test_the_command_fills_the_table_of_its_name(monkeypatch, tmp_path):
         study.main()
         assert len(pd.read_csv(tmp_path / "09_test.csv")) == 2
         (tmp_path / "09_test.csv").unlink()
+
+
+COMMAND = """
+import sys
+from functools import partial
+from tests.test_study import GRID, endless_row
+from tme_utils import study
+if __name__ == "__main__":
+    study.TABLES["09_test"] = GRID
+    study.run_study = partial(study.run_study, work=endless_row, progress=False)
+    sys.argv = ["study", "09_test", "--workers", "2"]
+    study.main()
+"""
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
+def test_ctrl_c_ends_the_workers_too(tmp_path):
+    calls = tmp_path / "calls"
+    calls.touch()
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND],
+        cwd=paths.ROOT,
+        env=os.environ | {"CALLS": str(calls), "TME_FIGURES": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a group of its own: the terminal sends Ctrl-C to all its processes
+    )
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while len(calls.read_text().splitlines()) < 2 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        _, error = process.communicate(timeout=PATIENCE)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert len(calls.read_text().splitlines()) == 2, error  # no other model has begun
+    assert "KeyboardInterrupt" in error
+    assert not (tmp_path / "09_test.csv").exists()
 
 
 def test_the_command_of_the_study_draws_the_pictures_too(monkeypatch, tmp_path):

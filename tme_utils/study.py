@@ -16,9 +16,10 @@ import multiprocessing
 import os
 import platform
 import re
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -306,7 +307,7 @@ def run_study(
     missing = [configuration for digest, configuration in asked.items() if digest not in rows]
     errors = []
     with tqdm(total=len(asked), initial=len(asked) - len(missing), unit="model", disable=not progress) as bar:
-        for result in _results(missing, executor, work):
+        for result in itertools.chain.from_iterable(_results(part, executor, work) for part in _by_model(missing)):
             try:
                 row = result()
             except Exception as error:
@@ -322,6 +323,16 @@ def run_study(
         return pd.DataFrame(columns=["digest"])
     frame = pd.read_csv(table, dtype={"digest": str}).set_index("digest", drop=False)  # some look like 7e4001661448
     return frame.loc[list(asked)].reset_index(drop=True)
+
+
+def _by_model(configurations: Sequence[Configuration]) -> tuple[list[Configuration], list[Configuration]]:
+    """The first configuration of each model, and those that only score it with other ``iw_samples``."""
+    first: dict[Configuration, Configuration] = {}
+    others = []
+    for configuration in configurations:
+        if first.setdefault(replace(configuration, iw_samples=0), configuration) is not configuration:
+            others.append(configuration)
+    return list(first.values()), others
 
 
 def _results(
@@ -377,7 +388,7 @@ DRAWS = 10  # codes of the prior that every model decodes: the first coordinates
 AXIS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # values given to one coordinate, in standard deviations of the prior
 
 # The tables of the report. Seeds vary slowest: a study cut short has every model once. A model scored with several
-# numbers of samples is trained once: there seeds vary fastest, lest two workers train the same model at once.
+# numbers of samples is trained once: run_study lets the first of its rows train it before the others begin.
 TABLES: dict[str, list[Configuration]] = {
     "03_match": [
         Configuration(architecture, latent_dim, seed, iw_samples=100)
@@ -443,6 +454,12 @@ def save_pictures(path: Path | str) -> None:
         np.savez_compressed(file, **arrays)
 
 
+def _begin_worker(n_threads: int) -> None:
+    """Set up a process of the pool."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker; else it would begin the next model
+    torch.set_num_threads(n_threads)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Fill a table of the report with what it lacks.")
@@ -458,7 +475,7 @@ def main() -> None:
     else:
         n_threads = max(1, (os.cpu_count() or 1) // arguments.workers)
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in whatever state they are
-        with ProcessPoolExecutor(arguments.workers, context, torch.set_num_threads, (n_threads,)) as executor:
+        with ProcessPoolExecutor(arguments.workers, context, _begin_worker, (n_threads,)) as executor:
             run_study(TABLES[arguments.table], path, executor)
     if images is not None and not images.exists():
         save_pictures(images)
