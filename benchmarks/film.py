@@ -4,6 +4,7 @@ A headless Chromium opens ``figures/05_explorer.html``, walks once around the la
 frames become ``figures/05_explorer.gif``.
 """
 
+import argparse
 import io
 import math
 
@@ -73,4 +74,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description="Film the explorer's page for README.md.").parse_args()
     main()

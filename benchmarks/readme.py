@@ -1,5 +1,6 @@
 """Write the README's tables of results and of speed from the committed tables: ``python -m benchmarks.readme``."""
 
+import argparse
 import re
 
 import pandas as pd
@@ -124,4 +125,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description="Write the tables of README.md from the committed tables.").parse_args()
     main()

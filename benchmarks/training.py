@@ -1,6 +1,6 @@
 """Speed of ``fit``, in one run: ``python -m benchmarks.training``.
 
-Median seconds for one epoch over 60,000 images, batch 128, of each architecture, by
+Median seconds for one epoch over 60,000 images, batch 128, of each architecture asked, by
 
 (a) a plain loop over ``DataLoader(MNIST(transform=ToTensor()))``, with the same model, loss and optimiser;
 (b) ``fit`` (training alone; the evaluation after each epoch is timed apart);
@@ -8,10 +8,11 @@ Median seconds for one epoch over 60,000 images, batch 128, of each architecture
     update, with nothing around them.
 
 The three alternate, so that a slow moment of the machine falls on all of them. The medians, and the ratios with their
-range over the rounds, go to ``figures/speed_training.csv``.
+range over the rounds, go to ``figures/speed_training.csv``, where the rows of architectures not asked stay.
 """
 
 import argparse
+import csv
 import shutil
 import statistics
 import tempfile
@@ -33,14 +34,12 @@ from tme_utils.models import ARCHITECTURES, VAE
 from tme_utils.study import save_table
 
 N_STEPS = -(-60_000 // training.BATCH_SIZE)
-
-
-BUILDERS = {name: ARCHITECTURES[name] for name in ("mlp", "conv")}
+DEFAULT = ("mlp", "conv")
 
 
 def new_model(architecture: str) -> VAE:
     torch.manual_seed(0)
-    return BUILDERS[architecture]()
+    return ARCHITECTURES[architecture]()
 
 
 def new_optimizer(model: VAE) -> torch.optim.Optimizer:
@@ -143,13 +142,25 @@ def machine() -> dict[str, Any]:
     return {"threads": torch.get_num_threads(), "instructions": capability, "torch": torch.__version__}
 
 
+def beside_others(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """These rows, and those of the other architectures in the table, as text, so that no digit of them changes."""
+    table, known = paths.figures_dir() / "speed_training.csv", []
+    if table.exists():
+        with table.open(newline="", encoding="utf-8") as file:
+            known = list(csv.DictReader(file))
+    return list({row["architecture"]: row for row in [*known, *rows]}.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time one epoch: plain DataLoader loop, fit, bare operations.")
-    parser.add_argument("architectures", nargs="*", default=list(BUILDERS), help="mlp, conv; both by default")
+    accepted = ", ".join(ARCHITECTURES)
+    parser.add_argument(
+        "architectures", nargs="*", default=DEFAULT, help=f"some of {accepted}; {' and '.join(DEFAULT)} by default"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    if unknown := set(arguments.architectures) - set(BUILDERS):
-        parser.error(f"unknown architecture {', '.join(unknown)}; accepted: {', '.join(BUILDERS)}")
+    if unknown := set(arguments.architectures) - set(ARCHITECTURES):
+        parser.error(f"unknown architecture {', '.join(unknown)}; accepted: {accepted}")
 
     x_train = load_mnist("train+validation").x
     with tempfile.TemporaryDirectory() as folder:
@@ -173,7 +184,7 @@ def main() -> None:
             print(f"  {name:10} median {statistics.median(values):5.2f}   from {min(values):.2f} to {max(values):.2f}")
         for ratio in RATIOS:
             print(f"  {ratio.replace('_over_', ' / ')}: median of the rounds' ratios {rows[-1][ratio]:.2f}")
-    print(save_table(rows, "speed_training"))
+    print(save_table(beside_others(rows), "speed_training"))
 
 
 if __name__ == "__main__":

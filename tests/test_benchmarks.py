@@ -10,6 +10,7 @@ from benchmarks import browser, recipe, training
 from tme_utils import paths
 from tme_utils.data import Images
 from tme_utils.elbo import ElboTerms
+from tme_utils.models import ARCHITECTURES
 from tme_utils.training import History
 
 TABLE = paths.ROOT / "figures" / "02_recipe.csv"
@@ -72,6 +73,29 @@ def test_ctrl_c_leaves_no_number_of_a_model_half_trained(fits, figures, random_i
     assert not figures.exists()
     with pytest.raises(KeyboardInterrupt):
         training.fit_epoch("mlp", random_images(2))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_has_its_bare_operations(architecture, monkeypatch):
+    monkeypatch.setattr(training, "N_STEPS", 1)
+    assert training.bare_epoch(architecture) > 0
+
+
+def test_measuring_one_architecture_leaves_the_rows_of_the_others(figures, monkeypatch, random_images):
+    committed = paths.ROOT / "figures" / "speed_training.csv"
+    figures.mkdir()
+    shutil.copy(committed, figures)
+    monkeypatch.setattr(training, "load_mnist", lambda _: Images(random_images(2), torch.zeros(2)))
+    monkeypatch.setattr(training, "MNIST", lambda *_, **__: [0])
+    for name, seconds in [("plain_epoch", 2.0), ("fit_epoch", (1.0, 0.1)), ("bare_epoch", 0.5)]:
+        monkeypatch.setattr(training, name, lambda *_, seconds=seconds: seconds)
+    for architecture in ("residual", "mlp"):
+        monkeypatch.setattr(sys, "argv", ["training", architecture, "--rounds", "1"])
+        training.main()
+    head, mlp, conv, residual = (figures / committed.name).read_text().splitlines()
+    assert [head, conv] == [line for line in committed.read_text().splitlines() if not line.startswith("mlp,")]
+    assert mlp.startswith("mlp,2.0,1.0,0.5,0.1,2.0,")
+    assert residual.startswith("residual,2.0,1.0,0.5,0.1,2.0,")
 
 
 def test_a_browser_of_another_name_is_found(monkeypatch, tmp_path):

@@ -154,8 +154,13 @@ def test_the_plane_reaches_to_4_or_to_the_farthest_image(build, images):
     assert (shown.z1.min, shown.z2.max) == (-front_end(shown).limit, front_end(shown).limit)
 
 
-def test_the_sliders_begin_where_asked_and_move_the_plane_in_the_browser(build, images):
-    shown = LatentExplorer(build(), *images, z=(1.5, -0.5))
+@pytest.mark.parametrize(
+    "z",
+    [(1.5, -0.5), np.array([1.5, -0.5], np.float32), torch.tensor([1.5, -0.5])],
+    ids=["tuple", "array", "tensor"],
+)
+def test_the_sliders_and_the_plane_begin_where_asked(build, images, z):
+    shown = LatentExplorer(build(), *images, z=z)
     assert (shown.z1.value, shown.z2.value) == (1.5, -0.5) == (front_end(shown).z1, front_end(shown).z2)
     assert shown.z1.continuous_update
     assert shown.z1.step == explorer.STEP

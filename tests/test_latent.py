@@ -54,9 +54,9 @@ def test_an_average_over_the_grid_is_an_average_over_the_prior():
     assert torch.cos(grid.sum(-1)).mean().item() == pytest.approx(math.exp(-1), abs=1e-3)  # E cos(N(0, 2))
 
 
-@pytest.mark.parametrize("n", [0, -3])
-def test_an_empty_grid_is_refused(n):
-    with pytest.raises(ValueError, match=f"n must be at least 1, got {n}"):
+@pytest.mark.parametrize("n", [0, -3, 2.5])
+def test_a_grid_of_no_row_or_of_half_a_row_is_refused(n):
+    with pytest.raises(ValueError, match=f"n must be an integer >= 1, got {n}"):
         prior_grid(n)
 
 

@@ -150,7 +150,7 @@ def has_one_title(name, notebook):
 
 def has_more_prose_than_code(name, notebook):
     n_prose, n_code = len(cells_of(notebook, "markdown")), len(cells_of(notebook))
-    if n_prose < n_code:
+    if n_prose <= n_code:
         yield f"{n_prose} cells of prose, {n_code} of code"
 
 
@@ -395,6 +395,7 @@ BAD = [
     (begins_with_a_title, made_of(prose("## Title"), code())),
     (has_one_title, made_of(prose("# Title"), code(), prose("# Another"))),
     (has_more_prose_than_code, made_of(prose("# Title"), code(), code())),
+    (has_more_prose_than_code, made_of(prose("# Title"), code())),
     (has_two_code_cells_in_a_row_at_most, titled(code(), code(), code())),
     (has_short_cells, titled(code("x = 1\n" * 26))),
     (has_no_empty_cell, titled(code("\n"))),

@@ -161,6 +161,19 @@ def test_training_curves_show_both_sets_with_floor_and_baseline(rows, n_rows):
     assert "mean image 205.8" in texts
 
 
+def test_training_curves_say_what_lies_above_the_axis_and_only_that(rows):
+    for first, expected in [(543.0, ["epoch 0: 543, above the axis"]), (99.0, [])]:
+        changed = [rows[0] | {"held_out_recon": first, "held_out_neg_elbo": first}, *rows[1:]]
+        fig = plots.training_curves(changed, floor=45.53, baseline=205.80)
+        for ax in (fig.axes[0], fig.axes[2]):
+            assert [text.get_text() for text in ax.texts if "above" in text.get_text()] == expected
+
+
+def test_training_curves_of_no_row_are_refused():
+    with pytest.raises(ValueError, match="the history must hold at least one row, got none"):
+        plots.training_curves([], 45.53, 205.80)
+
+
 def test_the_progress_panel_shows_the_last_epoch(rows, random_images):
     probes = Probes(random_images(3, 1), random_images(4, 2), torch.zeros(5, 2))
     snapshots = {
@@ -200,7 +213,21 @@ def test_the_circles_hold_the_mass_that_they_name():
     radii = [circle.get_radius() for circle in ax.patches]
     draws_of_prior = torch.randn(100_000, 2, generator=torch.Generator().manual_seed(0)).norm(dim=1)
     for radius, mass in zip(radii, [0.5, 0.95, 0.999], strict=True):
-        assert (draws_of_prior < radius).float().mean().item() == pytest.approx(mass, abs=5 * (0.25 / 100_000) ** 0.5)
+        margin = 5 * (mass * (1 - mass) / 100_000) ** 0.5
+        assert (draws_of_prior < radius).float().mean().item() == pytest.approx(mass, abs=margin)
+
+
+def test_the_circles_are_named_on_them_and_beside_the_classes():
+    fig, ax = plt.subplots(figsize=(6, 6))
+    around = torch.linspace(0.75, 1.75, 5) * torch.pi  # the classes stand on the inner circle, at the lower left
+    mu = 1.2 * torch.stack([around.cos(), around.sin()], dim=1)
+    plots.latent_scatter(ax, mu, torch.arange(5))
+    assert draws(fig)
+    classes, circles = ([text for text in ax.texts if ("%" in text.get_text()) == is_mass] for is_mass in (False, True))
+    assert [text.get_text() for text in circles] == ["50 %", "95 %", "99.9 %"]
+    for text, circle in zip(circles, ax.patches, strict=True):
+        assert np.hypot(*text.get_position()) == pytest.approx(circle.get_radius())
+        assert not any(text.get_window_extent().overlaps(name.get_window_extent()) for name in classes)
 
 
 def test_a_class_without_points_is_not_named():

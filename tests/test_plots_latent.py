@@ -165,21 +165,21 @@ def test_paths_differ_in_colour_line_and_marker():
         assert len({style[key] for style in plots_latent.PATHS.values()}) == len(plots_latent.PATHS)
 
 
-def test_walks_are_numbered_and_their_images_stand_in_order(plane, random_images):
+def test_walks_bear_letters_and_their_images_stand_in_order(plane, random_images):
     paths = {"there": torch.tensor([[-1.0, 0], [0, 0.2], [1, 0]]), "up": torch.tensor([[0.0, -1], [0, 0], [0.1, 1]])}
     images = {"there": random_images(4, 1), "up": random_images(4, 2)}
     fig = plots_latent.walks(*plane, paths, images)
     assert draws(fig)
     left, right = fig.axes
     np.testing.assert_allclose(shown(right), plots.tile(torch.cat([images["there"], images["up"]]), 4))
-    assert names(right.get_yticklabels()) == ["1  there", "2  up"]
+    assert names(right.get_yticklabels()) == ["A  there", "B  up"]
     lines = [line.get_xydata() for line in left.get_lines() if len(line.get_xydata()) == 3]
     for line, path in zip(lines, paths.values(), strict=True):
         np.testing.assert_allclose(line, path)
-    numbers = [text for text in left.texts if text.get_color() == "white"]
-    assert names(numbers) == ["1", "2"]
-    for number, path in zip(numbers, paths.values(), strict=True):
-        assert min(np.linalg.norm(path.numpy() - number.get_position(), axis=1)) < 1e-6
+    letters = [text for text in left.texts if text.get_color() == "white"]
+    assert names(letters) == ["A", "B"]
+    for letter, path in zip(letters, paths.values(), strict=True):
+        assert min(np.linalg.norm(path.numpy() - letter.get_position(), axis=1)) < 1e-6
 
 
 @pytest.mark.parametrize(("n", "said"), [(1, "one walk, from"), (2, "2 walks, from"), (5, "five walks, from")])

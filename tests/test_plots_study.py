@@ -43,11 +43,14 @@ def test_every_seed_is_a_dot_beside_the_mean_of_its_model(match):
     assert above.get_xlim() == below.get_xlim()
 
 
-def test_the_live_model_is_a_star_in_its_place_only(match):
+def test_the_live_model_is_a_star_beside_the_seeds_of_its_model_only(match):
     live = {"architecture": "conv", "latent_dim": 20, "score": 89.5}
     fig = plots_study.seed_dots(match, {"score": "a title"}, live)
     stars = [(ax, line.get_xydata().tolist()) for ax in fig.axes for line in ax.lines if line.get_marker() == "*"]
-    assert stars == [(fig.axes[0], [[1.0, 89.5]])]
+    ((ax, ((x, y),)),) = stars
+    assert (ax, y) == (fig.axes[0], 89.5)
+    seeds = next(line for line in ax.lines if line.get_marker() == "s").get_xdata()
+    assert max(seeds) + 0.05 < x < 1.3  # hides none of them, and is still theirs
 
 
 def test_another_architecture_stands_beside_the_known_in_a_colour_of_its_own(match):

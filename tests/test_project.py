@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -98,6 +99,13 @@ def test_everything_that_the_package_imports_has_an_exact_version(pins):
 # --- data
 
 
+def test_the_readme_executes_the_notebooks_as_make_does():
+    options = [
+        re.findall(r"--Exec\S+", (paths.ROOT / name).read_text(encoding="utf-8")) for name in ("README.md", "Makefile")
+    ]
+    assert options[0] == options[1] != []
+
+
 def test_the_readme_of_the_data_tells_torchvisions_md5_sums():
     text = (paths.DATA / "README.md").read_text(encoding="utf-8")
     assert dict(re.findall(r"`(\S+\.gz)` \| `([0-9a-f]{32})`", text)) == dict(MNIST.resources)
@@ -118,6 +126,27 @@ def test_the_linters_find_nothing(command):
         [sys.executable, "-m", *command.split()], cwd=paths.ROOT, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+# --- the commands
+
+
+COMMANDS = [
+    *("tme_utils.study", "tme_utils.shipped", "tools.site"),
+    *(f"benchmarks.{name}" for name in ("explorer", "film", "readme", "recipe", "training")),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("module", COMMANDS)
+def test_a_command_that_is_asked_for_help_gives_it_and_does_nothing(module, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module(module, run_name="__main__")
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("usage:")
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- who may import whom

@@ -7,6 +7,7 @@ import html
 import json
 import zlib
 from base64 import b64encode
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class LatentExplorer:
         x: images (N, 1, 28, 28) in [0, 1]: the dots of the plane, and the neighbours shown beside the digit. A
             thousand of them take about 0.2 MB of the page.
         y: their labels, integers from 0 to 9, (N,).
-        z: the point where the walk begins.
+        z: the point where the walk begins: two numbers, in a tuple, an array or a tensor.
         poster: a PNG image that stands where no widget can run, such as on GitHub.
 
     Attributes:
@@ -66,7 +67,7 @@ class LatentExplorer:
     """
 
     def __init__(
-        self, model: VAE, x: Tensor, y: Tensor, z: tuple[float, float] = (0.0, 0.0), poster: bytes | None = None
+        self, model: VAE, x: Tensor, y: Tensor, z: Iterable[float] | Tensor = (0.0, 0.0), poster: bytes | None = None
     ) -> None:
         """Check everything, then make the widgets; they appear when the explorer is displayed."""
         networks, weights = pack_networks(model)
@@ -75,6 +76,7 @@ class LatentExplorer:
             raise ValueError(f"poster must be the bytes of a PNG image, got {poster[:8]!r}...")
         mu = _means(model, x)
         limit = float(mu.abs().max().mul(1.02).clamp(min=4.0).mul(10).ceil()) / 10
+        z = tuple(float(value) for value in z)  # the widgets take no number of numpy or torch
         if len(z) != 2 or not all(abs(value) <= limit for value in z):
             raise ValueError(f"z must be two numbers between {-limit} and {limit}, got {z!r}")
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from tme_utils.training import seeded
 
 N_FEATURES = 64
+MAX_LR = 2e-3  # of Adam, at a classifier's first step
+HIDDEN = 128  # units in each of the two hidden layers that tell codes from draws of the prior
 
 
 class DigitClassifier(nn.Module):
@@ -40,10 +42,8 @@ class DigitClassifier(nn.Module):
         return logits
 
 
-def fit_classifier(
-    model: nn.Module, x: Tensor, y: Tensor, n_epochs: int, *, seed: int, max_lr: float = 2e-3, batch_size: int = 128
-) -> None:
-    """Train a classifier by the cross-entropy, in place; the learning rate falls linearly to zero.
+def fit_classifier(model: nn.Module, x: Tensor, y: Tensor, n_epochs: int, *, seed: int, batch_size: int = 128) -> None:
+    """Train a classifier by the cross-entropy, in place; the learning rate falls linearly to its thousandth.
 
     Args:
         model: gives logits (B, n_classes) from a batch of x.
@@ -51,7 +51,6 @@ def fit_classifier(
         y: classes, integers (N,).
         n_epochs: passes over x.
         seed: of the order of the batches.
-        max_lr: of Adam, at the first step.
         batch_size: inputs a step.
 
     Raises:
@@ -60,7 +59,7 @@ def fit_classifier(
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"need as many classes as inputs, at least one, got {len(y)} and {len(x)}")
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(model.parameters(), max_lr)
+    optimiser = torch.optim.Adam(model.parameters(), MAX_LR)
     n_steps = n_epochs * math.ceil(len(x) / batch_size)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 1e-3, n_steps)
     for _ in range(n_epochs):
@@ -112,7 +111,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return float(shift + cov_a.trace() + cov_b.trace() - 2 * cross)
 
 
-def divergence_from_prior(z: Tensor, z_held_out: Tensor, *, seed: int, n_epochs: int = 15, hidden: int = 128) -> float:
+def divergence_from_prior(z: Tensor, z_held_out: Tensor, *, seed: int, n_epochs: int = 15) -> float:
     r"""Lower bound of the Jensen-Shannon divergence between the distribution of codes and N(0, I), in bits.
 
     A network learns to tell codes from as many draws of the prior; on codes and draws that it has not seen, its
@@ -126,7 +125,6 @@ def divergence_from_prior(z: Tensor, z_held_out: Tensor, *, seed: int, n_epochs:
         z_held_out: codes to score, (M, latent_dim), of other images.
         seed: of the prior's draws, of the network and of its training.
         n_epochs: passes over the 2 N codes.
-        hidden: units in each of two hidden layers.
 
     Returns:
         The bound, at most 1; chance and overfitting can push it a little below 0.
@@ -147,7 +145,7 @@ def divergence_from_prior(z: Tensor, z_held_out: Tensor, *, seed: int, n_epochs:
 
     with seeded(seed):
         network = nn.Sequential(
-            nn.Linear(z.shape[1], hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 2)
+            nn.Linear(z.shape[1], HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 2)
         )
     fit_classifier(network, *beside_prior(z), n_epochs, seed=seed, batch_size=500)
     with torch.no_grad():

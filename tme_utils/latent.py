@@ -21,12 +21,12 @@ def prior_grid(n: int, dtype: torch.dtype | None = None) -> Tensor:
     runs over z_2, the second over z_1: ``grid[i, j] = (quantile j, quantile i)``.
 
     Raises:
-        ValueError: if n is not positive.
+        ValueError: if n is not an integer >= 1.
 
     Source: Kingma and Welling (2013), figure 4.
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    if type(n) is not int or n < 1:
+        raise ValueError(f"n must be an integer >= 1, got {n}")
     quantiles = torch.special.ndtri((torch.arange(n, dtype=dtype or torch.get_default_dtype()) + 0.5) / n)
     z2, z1 = torch.meshgrid(quantiles, quantiles, indexing="ij")
     return torch.stack([z1, z2], dim=-1)

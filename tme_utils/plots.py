@@ -126,7 +126,12 @@ def training_curves(rows: Sequence[Mapping[str, float]], floor: float, baseline:
         rows: the history's rows.
         floor: entropy floor of recon, in nats: no model can show less.
         baseline: recon of the constant model that shows the mean image, in nats.
+
+    Raises:
+        ValueError: if there is no row.
     """
+    if not rows:
+        raise ValueError("the history must hold at least one row, got none: was the training stopped?")
     epochs = [row["epoch"] for row in rows]
     later = [row for row in rows if row["epoch"] >= 1] or list(rows)
     with plt.rc_context(STYLE):
@@ -148,8 +153,10 @@ def training_curves(rows: Sequence[Mapping[str, float]], floor: float, baseline:
         margin = 0.06 * (max(values) - min(values)) + 0.1
         axes[2].set_ylim(min(values) - margin, max(values) + margin)
         for ax, term in [(axes[0], "recon"), (axes[2], "neg_elbo")]:
-            above = f"epoch {epochs[0]}: {rows[0][f'held_out_{term}']:.0f}, above the axis"
-            ax.annotate(above, (0.99, 1.0), xycoords="axes fraction", ha="right", va="top", fontsize=11)
+            first = rows[0][f"held_out_{term}"]
+            if first > ax.get_ylim()[1]:
+                above = f"epoch {epochs[0]}: {first:.0f}, above the axis"
+                ax.annotate(above, (0.99, 1.0), xycoords="axes fraction", ha="right", va="top", fontsize=11)
         axes[1].legend(loc="lower right")
     return fig
 
@@ -197,17 +204,22 @@ def latent_scatter(ax: Axes, mu: Any, y: Any, axis_names: Sequence[str] = ("$z_1
     # Drawn in one call, in the file's order, so that no class is painted over all the others.
     ax.scatter(mu[:, 0], mu[:, 1], c=np.array(palette)[y], s=4, alpha=0.5, linewidths=0, rasterized=True)
     labels = np.unique(y)
-    medians = [np.median(mu[y == label], axis=0) for label in labels]
-    for label, centre in zip(labels, _apart(medians, 0.15 * limit), strict=True):
+    centres = _apart([np.median(mu[y == label], axis=0) for label in labels], 0.15 * limit)
+    for label, centre in zip(labels, centres, strict=True):
         text = ax.text(
             centre[0], centre[1], str(label), fontsize=14, fontweight="bold", ha="center", va="center", zorder=5
         )
         text.set_bbox({"facecolor": palette[label], "edgecolor": "black", "boxstyle": "circle,pad=0.2", "alpha": 0.9})
-    for mass in (0.5, 0.95, 0.999):  # radius within which the 2-D standard normal has this mass
-        radius = np.sqrt(-2 * np.log(1 - mass))
+    masses = np.array([0.5, 0.95, 0.999])
+    radii = np.sqrt(-2 * np.log(1 - masses))  # within which the 2-D standard normal has these masses
+    # The circles' names stand on one ray, the one that keeps farthest from the classes' names.
+    angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    rays = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    places = rays[:, None] * radii[:, None]
+    distance = np.linalg.norm(places[:, :, None] - centres, axis=-1).min(axis=(1, 2))
+    for mass, radius, place in zip(masses, radii, places[distance.argmax()], strict=True):
         ax.add_patch(Circle((0, 0), radius, fill=False, color=COLOURS["reference"], linestyle="--", linewidth=1.2))
-        diagonal = -radius * np.sqrt(0.5)
-        text = ax.text(diagonal, diagonal, f"{100 * mass:g} %", fontsize=10, ha="center", va="center")
+        text = ax.text(place[0], place[1], f"{100 * mass:g} %", fontsize=10, ha="center", va="center", zorder=4.5)
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "boxstyle": "round,pad=0.1", "alpha": 0.8})
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel=axis_names[0], ylabel=axis_names[1])
 
@@ -239,11 +251,11 @@ def save_figure(fig: Figure, name: str) -> Path:
     return path
 
 
-def to_png(fig: Figure, dpi: int = 100) -> bytes:
+def to_png(fig: Figure) -> bytes:
     """The figure as PNG bytes; the figure is closed."""
     buffer = io.BytesIO()
     with plt.rc_context(STYLE | {"savefig.bbox": None}):  # not cropped: the frames of a film have one size
-        fig.savefig(buffer, format="png", dpi=dpi)
+        fig.savefig(buffer, format="png", dpi=100)
     plt.close(fig)
     return buffer.getvalue()
 

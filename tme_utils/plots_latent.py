@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
+from string import ascii_uppercase
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -199,7 +200,7 @@ def values_along(panels: Mapping[str, tuple[str, Mapping[str, tuple[Any, Any]]]]
 
 
 def walks(mu: Any, y: Any, paths: Mapping[str, Any], images: Mapping[str, Any]) -> Figure:
-    """Walks through the plane, numbered from 1: on the left the paths, on the right what is decoded along them.
+    """Walks through the plane, named A, B and so on: on the left the paths, on the right what is decoded along them.
 
     Args:
         mu: posterior means of the images, (N, 2).
@@ -219,18 +220,19 @@ def walks(mu: Any, y: Any, paths: Mapping[str, Any], images: Mapping[str, Any]) 
         outline = [withStroke(linewidth=5, foreground="white")]
         lines = [np.asarray(path, dtype=float) for path in paths.values()]
         taken = [text.get_position() for text in left.texts] + [tuple(line[end]) for line in lines for end in (0, -1)]
-        for i, points in enumerate(lines, start=1):
+        letters = ascii_uppercase[: len(lines)]
+        for letter, points in zip(letters, lines, strict=True):
             left.plot(*points.T, color="black", linewidth=2, zorder=4, path_effects=outline)
             left.plot(*points[0], "o", color="black", markerfacecolor="white", markersize=7, zorder=5)
             left.plot(*points[-1], "o", color="black", markersize=7, zorder=5)
-            # The number stands where the path is farthest from other names and numbers.
+            # The letter stands where the path is farthest from other names.
             distance = np.linalg.norm(points[:, None] - np.array(taken), axis=-1).min(axis=1)
             taken.append(tuple(points[distance.argmax()]))
-            text = left.text(*taken[-1], str(i), zorder=6, ha="center", va="center", color="white")
+            text = left.text(*taken[-1], letter, zorder=6, ha="center", va="center", color="white")
             text.set(fontsize=12, fontweight="bold")
             text.set_bbox({"facecolor": "black", "edgecolor": "white", "boxstyle": "square,pad=0.2"})
         stack = np.concatenate([np.asarray(images[name]) for name in paths])
-        labels = [f"{i}  {name}" for i, name in enumerate(paths, start=1)]
+        labels = [f"{letter}  {name}" for letter, name in zip(letters, paths, strict=True)]
         draw_tiles(right, stack, len(stack) // len(paths), labels, "what is decoded on the way")
     return fig
 

@@ -26,7 +26,7 @@ def seed_dots(table: pd.DataFrame, scores: Mapping[str, str], live: Mapping[str,
     Args:
         table: rows of results, with ``architecture``, ``latent_dim`` and the scores.
         scores: column -> title, a panel each; all in nats per image.
-        live: one more row, drawn as a star in its place.
+        live: one more row, drawn as a star to the right of the others of its model.
     """
     if table.empty:
         raise ValueError("the table must hold at least one row, got none")
@@ -51,7 +51,7 @@ def seed_dots(table: pd.DataFrame, scores: Mapping[str, str], live: Mapping[str,
                     ax.annotate(f"{values.mean():.1f}", (i + 0.33, values.mean()), fontsize=10, va="center")
                     place = (live.get("architecture"), live.get("latent_dim")) if live and score in live else None
                     if live and place == (name, dim):
-                        ax.plot([i], [live[score]], "*", color="black", markersize=11, zorder=3)
+                        ax.plot([i + 0.22], [live[score]], "*", color="black", markersize=11, zorder=3)
                 ax.set_xticks(range(len(architectures)), architectures)
                 ax.set_xlim(-0.5, len(architectures) - 0.25)
                 ax.margins(y=0.2)
@@ -136,7 +136,9 @@ def bound_by_samples(table: pd.DataFrame, published: Mapping[str, float]) -> Fig
             ax.annotate(
                 name, (1, value), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right"
             )
-        ax.set(xscale="log", xlabel="importance samples $K$ for each image", ylabel="$-IW_K$ (nats per image)")
+        ax.set(
+            xscale="log", xlabel="importance samples $K$ for each image", ylabel=r"$-\mathrm{IW}_K$ (nats per image)"
+        )
         ax.margins(x=0.09, y=0.15)
     return fig
 
@@ -263,19 +265,20 @@ def rate_distortion(curves: Mapping[str, tuple[pd.DataFrame, str, str]], sums: S
             ax.plot(means["rate"], means["distortion"], style, color=colour, label=name, markersize=6)
             ax.plot(rows["rate"], rows["distortion"], ".", color=colour, markersize=3)
             # Curves meet: a dashed one has its labels on the other side.
-            shift, side = ((-4, -17), "right") if "--" in style else ((6, 5), "left")
+            shift, side = ((10, -19), "right") if "--" in style else ((6, 5), "left")
             last = np.array([np.inf, np.inf])
             for label, place in zip(means.index, means.to_numpy(), strict=True):
                 if np.abs(place - last).max() > 2:  # nats; nearer ones would be written over each other
-                    ax.annotate(str(label), place, shift, ha=side, color=colour, **BESIDE)
+                    text = ax.annotate(str(label), place, shift, ha=side, color=colour, **BESIDE)
+                    text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8})
                     last = place
         ax.margins(y=0.12)
         limits = ax.axis()
         for value in sums:
             rate = np.array(limits[:2])
             ax.plot(rate, value - rate, color=COLOURS["reference"], linestyle=":", linewidth=1)
-            place = limits[0] + 0.85 * (limits[1] - limits[0])
-            ax.annotate(f"−ELBO = {value:g}", (place, value - place), (0, -5), va="top", ha="right", **BESIDE)
+            end = (limits[1], value - limits[1])  # the names stand beside the axes, where no model is
+            ax.annotate(f"−ELBO = {value:g}", end, (5, 0), va="center", annotation_clip=False, **BESIDE)
         ax.axis(limits)
         ax.set(xlabel="rate: KL (nats per image)", ylabel="distortion: recon (nats per image)")
         ax.legend(fontsize=11)

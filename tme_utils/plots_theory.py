@@ -13,7 +13,7 @@ from matplotlib.patches import Ellipse, FancyArrowPatch, FancyBboxPatch, Polygon
 from tme_utils.plots import COLOURS, STYLE
 
 REGIONS = (0.5, 0.95)  # masses of the regions that are drawn for a density in the plane
-BLUES = ("#9ecae1", "#3182bd")  # of those regions, from the larger to the smaller
+GREYS = ("0.82", "0.55")  # of those regions, from the larger to the smaller
 CORNERS = np.array([[-1, -1], [1, 1]])  # of a square around the origin
 ENCODER, DECODER = COLOURS["train"], COLOURS["recon"]
 
@@ -33,6 +33,7 @@ def vae_schema(x: Any, probs: Any, x_hat: Any) -> Figure:
         y = 4.2  # height of the main line
         _picture(ax, x, (1.6, y), "image $x$")
         _network(ax, (4.3, 7.1), (1.9, 0.95), y, "encoder\n$q(z|x)$", ENCODER)
+        _box(ax, (8.75, y), (2.5, 4.5), "", COLOURS["kl"])  # around what the encoder gives
         for height, name in [(y + 1.35, r"$\mu$"), (y - 1.35, r"$\log\,\sigma^2$")]:
             _box(ax, (8.75, height), (1.9, 1.2), name, ENCODER)
         _box(ax, (12.6, y), (3.3, 1.3), r"$z = \mu + \sigma \odot \epsilon$", "black")
@@ -54,11 +55,10 @@ def vae_schema(x: Any, probs: Any, x_hat: Any) -> Figure:
             ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=18, linewidth=1.8, color="0.25"))
         kl = r"$\mathrm{KL} = KL(\,q(z|x)\,\Vert\,N(0, I)\,)$"
         recon = r"$\mathrm{recon} = -E_{q(z|x)}[\,\log p(x|z)\,]$"
-        _bracket(ax, (7.7, 9.8), 1.75, 0.95, kl, COLOURS["kl"])
-        _bracket(ax, (1.6, 21.0), 0.0, -0.75, recon, DECODER)
+        ax.text(8.75, y - 2.85, kl, ha="center", va="center", color=COLOURS["kl"])
+        ax.plot([1.6, 1.6, 21.0, 21.0], [y - 1.5, 0, 0, y - 1.5], color=DECODER, linewidth=2.2)
+        ax.text(11.3, -0.75, recon, ha="center", va="center", color=DECODER)
         ax.text(16.6, 0.95, r"$\mathrm{loss} = \mathrm{recon} + \mathrm{KL}$", ha="center", va="center")
-        ax.plot([1.6, 1.6], [0.0, y - 1.5], color=DECODER, linewidth=2.2)
-        ax.plot([21.0, 21.0], [0.0, y - 1.5], color=DECODER, linewidth=2.2)
     return fig
 
 
@@ -98,12 +98,6 @@ def _box(
     ax.text(cx, cy, name, ha="center", va="center")
 
 
-def _bracket(ax: Axes, span: tuple[float, float], y: float, text_y: float, text: str, colour: str) -> None:
-    left, right = span
-    ax.plot([left, right], [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
-    ax.text((left + right) / 2, text_y, text, ha="center", va="center", color=colour, fontweight="bold")
-
-
 def region_levels(density: Any, masses: Sequence[float] = REGIONS) -> list[float]:
     """Levels of a density on a regular grid whose highest-density regions hold these shares of its mass.
 
@@ -141,11 +135,11 @@ def posteriors(z: Any, density: Any, mu: Any, std: Any, x: Any, gaps: Sequence[f
             ax.axis("off")
         for i, ax in enumerate(axes.flat[: len(z)]):
             levels = [*region_levels(density[i])[::-1], float(density[i].max()) * 1.01]
-            ax.contourf(z[i, ..., 0], z[i, ..., 1], density[i], levels=levels, colors=BLUES)
+            ax.contourf(z[i, ..., 0], z[i, ..., 1], density[i], levels=levels, colors=GREYS)
             for mass in REGIONS:
                 size = 2 * std[i] * np.sqrt(-2 * np.log(1 - mass))
-                ax.add_patch(Ellipse(mu[i], *size, fill=False, edgecolor=COLOURS["kl"], linewidth=2.2))
-            ax.plot(*mu[i], "+", color=COLOURS["kl"], markersize=9, markeredgewidth=2)
+                ax.add_patch(Ellipse(mu[i], *size, fill=False, edgecolor=ENCODER, linewidth=2.2))
+            ax.plot(*mu[i], "+", color=ENCODER, markersize=9, markeredgewidth=2)
             inset = ax.inset_axes((0.74, 0.74, 0.25, 0.25))
             inset.imshow(1 - x[i, 0], cmap="gray", vmin=0, vmax=1)
             inset.set(xticks=[], yticks=[])
@@ -157,9 +151,9 @@ def posteriors(z: Any, density: Any, mu: Any, std: Any, x: Any, gaps: Sequence[f
             ax.locator_params(nbins=4)
         fig.legend(
             handles=[
-                Rectangle((0, 0), 1, 1, color=BLUES[1], label="true posterior $p(z|x)$: 50 %"),
-                Rectangle((0, 0), 1, 1, color=BLUES[0], label="95 %"),
-                Line2D([], [], color=COLOURS["kl"], label="encoder's $q(z|x)$: 50 % and 95 %"),
+                Rectangle((0, 0), 1, 1, color=GREYS[1], label="true posterior $p(z|x)$: 50 %"),
+                Rectangle((0, 0), 1, 1, color=GREYS[0], label="95 %"),
+                Line2D([], [], color=ENCODER, label="encoder's $q(z|x)$: 50 % and 95 %"),
             ],
             loc="outside upper center",
             ncols=3,

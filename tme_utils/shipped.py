@@ -5,6 +5,7 @@ A classifier of digits is among them, so that every study measures with the same
 recipe of :mod:`tme_utils.training`; three hidden layers take half its learning rate (``figures/02_recipe.csv``).
 """
 
+import argparse
 from collections.abc import Callable
 from functools import cache, partial
 from typing import NamedTuple
@@ -112,4 +113,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description="Train the shipped models whose checkpoint is missing.").parse_args()
     main()

@@ -4,12 +4,12 @@ nbconvert turns the README and the executed notebooks into HTML. This module mak
 that the pages link to, and MathJax. The pages open from a disk, or from any address of a web server.
 """
 
+import argparse
 import base64
 import io
 import math
 import re
 import shutil
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -181,5 +181,7 @@ def _contents(body: BeautifulSoup) -> list[tuple[str, str, str]]:
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else paths.ROOT / "site"
+    parser = argparse.ArgumentParser(description="Write the report as a static site that needs no network.")
+    parser.add_argument("folder", nargs="?", type=Path, default=paths.ROOT / "site", help="site/ by default")
+    folder = parser.parse_args().folder
     print(f"{len(build(folder))} pages; open {folder / 'index.html'}")
