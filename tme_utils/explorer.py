@@ -127,6 +127,8 @@ class LatentExplorer:
             path: the file to write, whole or not at all.
             title: its heading.
         """
+        path = Path(path)
+        paths.check_writable(path)  # before the page is put together
         traits = {name: getattr(self._front_end, name) for name in FrontEnd.class_own_traits(sync=True)}
         packed = {name: b64encode(value).decode() for name, value in traits.items() if isinstance(value, bytes)}
         plain = traits | {"own_sliders": True, "z1": self.z1.value, "z2": self.z2.value}
@@ -137,7 +139,6 @@ class LatentExplorer:
             traits=json.dumps({name: value for name, value in plain.items() if name not in packed}),
             packed=json.dumps(packed),
         )
-        path = Path(path)
         with paths.atomic_write(path) as partial:
             partial.write_text(page, encoding="utf-8")
         return path
