@@ -1,5 +1,6 @@
 """The explorer in a real browser: the front end against torch, the page from a file, and a notebook in JupyterLab."""
 
+import itertools
 import re
 import shutil
 
@@ -155,6 +156,23 @@ def test_a_slider_of_the_page_changes_the_pixels_to_torchs(architecture, browser
         assert not torch.equal(before, grey(page))
         assert_shows(page, vaes[architecture], 1.25, -0.7)
         assert marker(page) == (1.25, -0.7)
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "conv"])
+def test_no_name_on_the_plane_covers_another(architecture, browser, files):
+    boxes = """all => all.map(e => e.getBoundingClientRect()).map(b => [b.left, b.top, b.right, b.bottom])"""
+    with opened(browser, offline=True) as page:
+        page.goto(files[architecture].as_uri())
+        page.locator("input[name=z1]").wait_for()
+        notes = page.locator(".pad text.note").evaluate_all(boxes)  # the axes' and the circles'
+        names = page.locator(".pad circle.name").evaluate_all(boxes)
+        texts = page.locator(".pad text.note").all_text_contents()
+    assert len(names) == 10
+    circles = [box for box, text in zip(notes, texts, strict=True) if "%" in text]
+    assert len(circles) == 3
+    for circle, other in itertools.product(circles, names + [box for box in notes if box not in circles]):
+        left, top, right, bottom = *map(max, circle[:2], other[:2]), *map(min, circle[2:], other[2:])
+        assert left >= right or top >= bottom, (circle, other)
 
 
 def test_the_plane_is_clicked_and_dragged_z1_to_the_right_and_z2_up(page, vaes, limit):

@@ -231,6 +231,16 @@ function classNames(mu, labels, distance) {
   return names;
 }
 
+/** The direction [cos, sin] whose points at these radii stay farthest from the class names; never along an axis. */
+function freeRay(names, radii) {
+  const angles = [...Array(16).keys()].filter((k) => k % 4).map((k) => (k * Math.PI) / 8);
+  const rays = angles.map((angle) => [Math.cos(angle), Math.sin(angle)]);
+  const places = ([cos, sin]) => radii.map((r) => [r * cos, r * sin]);
+  const room = (ray) =>
+    Math.min(...places(ray).flatMap(([px, py]) => names.map(({ x, y }) => Math.hypot(px - x, py - y))));
+  return rays.reduce((best, ray) => (room(ray) > room(best) ? ray : best));
+}
+
 /** Draw the plane into its three layers, the last for what moves: z1 to the right, z2 up. Returns what moves. */
 function drawPlane(dots, plane, moving, mu, labels, limit) {
   const context = dots.getContext("2d");
@@ -256,12 +266,15 @@ function drawPlane(dots, plane, moving, mu, labels, limit) {
     plane.append(text(tick, tick, 0.25 * unit), text(`−${tick}`, -tick, 0.25 * unit));
     plane.append(text(tick, 0.2 * unit, -tick), text(`−${tick}`, 0.2 * unit, tick));
   }
-  for (const mass of PRIOR_MASSES) {
-    const r = Math.sqrt(-2 * Math.log(1 - mass)); // the disc of this radius holds this mass of N(0, I)
-    plane.append(svg("circle", { class: "prior", r }));
-    plane.append(text(`${+(100 * mass).toFixed(1)} %`, -r * Math.SQRT1_2, r * Math.SQRT1_2));
-  }
-  for (const { label, x, y } of classNames(mu, labels, 0.55 * unit)) {
+  const names = classNames(mu, labels, 0.55 * unit);
+  // Within these radii N(0, I) has these masses.
+  const radii = PRIOR_MASSES.map((mass) => Math.sqrt(-2 * Math.log(1 - mass)));
+  const [cos, sin] = freeRay(names, radii);
+  PRIOR_MASSES.forEach((mass, i) => {
+    plane.append(svg("circle", { class: "prior", r: radii[i] }));
+    plane.append(text(`${+(100 * mass).toFixed(1)} %`, radii[i] * cos, -radii[i] * sin));
+  });
+  for (const { label, x, y } of names) {
     plane.append(svg("circle", { class: "name", cx: x, cy: -y, r: 0.23 * unit, fill: PALETTE[label] }));
     plane.append(text(label, x, -y, "name"));
   }
