@@ -160,7 +160,7 @@ def test_a_slider_of_the_page_changes_the_pixels_to_torchs(architecture, browser
 
 @pytest.mark.parametrize("architecture", ["mlp", "conv"])
 def test_no_name_on_the_plane_covers_another(architecture, browser, files):
-    boxes = """all => all.map(e => e.getBoundingClientRect()).map(b => [b.left, b.top, b.right, b.bottom])"""
+    boxes = "all => all.map(e => e.getBoundingClientRect()).map(b => [b.left, b.top, b.right, b.bottom])"
     with opened(browser, offline=True) as page:
         page.goto(files[architecture].as_uri())
         page.locator("input[name=z1]").wait_for()
