@@ -1,4 +1,4 @@
-"""What several test files share, and a folder of figures that notebooks under test may overwrite."""
+"""What several test files share; how tests are spread over the cores; a folder of figures for notebooks under test."""
 
 import os
 import shutil
@@ -12,17 +12,40 @@ import torch
 from hypothesis import settings
 
 from benchmarks.browser import find_browser, open_browser
-from tme_utils import checkpoints, data, models, paths
-from tme_utils.training import Probes, fit
+from tme_utils import checkpoints, data, paths
+from tme_utils.study import allowed_cores
+from tme_utils.training import Probes, Recipe, fit, seeded
+from tme_utils.vae import mlp_vae
 
 TIMEOUT = 60_000  # milliseconds: a busy machine is slow, not wrong
+# A file, notebook or not, runs on one worker, and so do all tests in a browser. These begin first, the longest before.
+FIRST = ("03_conv_vae.ipynb", "02_mlp_vae.ipynb", "browser", "01_theory_and_kl.ipynb", "05_latent_exploration.ipynb")
 
 settings.register_profile("report", deadline=None, derandomize=True)
 settings.load_profile("report")
 
 
+def pytest_xdist_auto_num_workers():
+    """A worker for each core that this process may use."""
+    return allowed_cores()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Name the group of each test, and put the groups that take longest first."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    groups = [item.get_closest_marker("xdist_group").args[0] for item in items]
+    rank = {name: i for i, name in enumerate(dict.fromkeys([*FIRST, *groups]))}
+    order = sorted(range(len(items)), key=lambda i: rank[groups[i]])
+    items[:] = [items[i] for i in order]
+
+
 def pytest_configure(config):
-    """Point TME_FIGURES at a temporary folder before any kernel starts: kernels inherit the environment."""
+    """Give workers, and the kernels that they start, one thread each, and every process a folder of figures."""
+    if config.getoption("numprocesses", None):  # small layers gain little from a second thread, and lose if it is busy
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = Path(tempfile.mkdtemp(prefix="tme-figures-"))
     for pattern in ("*.csv", "*.npz"):  # what the notebooks read
         for table in (paths.ROOT / "figures").glob(pattern):
@@ -62,9 +85,8 @@ def build(generator):
     """Build a tiny VAE whose weights depend on the seed alone."""
 
     def build(seed=0, latent_dim=2, hidden=(16,)):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return models.mlp_vae(latent_dim, hidden)
+        with seeded(seed):
+            return mlp_vae(latent_dim, hidden)
 
     return build
 
@@ -90,9 +112,9 @@ def probes(random_images, generator):
 @pytest.fixture
 def trained(build, random_images, probes):
     """A briefly trained model with its history and the settings to save it with."""
-    model = build()
-    history = fit(model, random_images(60), random_images(20, 1), 2, probes=probes, progress=False)
-    return model, history, model.config | {"seed": 0}
+    model, recipe = build(), Recipe(n_epochs=2)
+    history = fit(model, random_images(60), random_images(20, 1), recipe, probes=probes, progress=False)
+    return model, history, checkpoints.settings_of(model, recipe, 0)
 
 
 @pytest.fixture

@@ -26,18 +26,18 @@ from playwright.sync_api import Browser, Page
 from torch import Tensor
 
 from benchmarks.browser import jupyter_lab, open_browser, run_all, write_notebook
+from tme_utils.checkpoints import shipped_model
 from tme_utils.data import load_mnist
 from tme_utils.explorer import FRONT_END, LatentExplorer, pack_networks
-from tme_utils.models import VAE
-from tme_utils.shipped import shipped_model
 from tme_utils.study import save_table
+from tme_utils.vae import VAE
 
 N_IMAGES = 2000
 MODELS = {"mlp": "mlp_2d", "conv": "conv_2d"}  # names of shipped models
 CELL = """
 from tme_utils.data import load_mnist
 from tme_utils.explorer import LatentExplorer
-from tme_utils.shipped import shipped_model
+from tme_utils.checkpoints import shipped_model
 test = load_mnist("test")
 LatentExplorer(shipped_model("{name}")[0], test.x[:{n}], test.y[:{n}])
 """

@@ -8,14 +8,14 @@ import argparse
 import csv
 import itertools
 
-import torch
-
-from tme_utils import models, paths, shipped, training
+from tme_utils import paths
+from tme_utils.checkpoints import SHIPPED
 from tme_utils.data import load_mnist
 from tme_utils.study import save_table
+from tme_utils.training import Recipe, evaluate, fit, seeded
+from tme_utils.vae import conv_vae, mlp_vae
 
-BUILDERS = {name: models.ARCHITECTURES[name] for name in ("mlp", "conv")}
-BUILDERS["mlp_2d"] = shipped.RECIPES["mlp_2d"].build
+BUILDERS = {"mlp": mlp_vae, "conv": conv_vae, "mlp_2d": SHIPPED["mlp_2d"][0]}
 # (max_lr, beta2) and seeds. The fast model decides beta2 and shows the spread; the slow ones compare learning rates.
 SETTINGS = {
     "mlp": [(2e-3, 0.95), (4e-3, 0.95), (8e-3, 0.95), (4e-3, 0.999)],
@@ -48,16 +48,15 @@ def main() -> None:
             setting = (architecture, str(max_lr), str(beta2), str(seed), str(N_EPOCHS))
             if setting in done:
                 continue
-            torch.manual_seed(seed)
-            model = BUILDERS[architecture]()
-            history = training.fit(
-                model, x_train, x_validation[:1], N_EPOCHS, seed=seed, max_lr=max_lr, betas=(0.9, beta2), progress=False
-            )
+            with seeded(seed):
+                model = BUILDERS[architecture]()
+            recipe = Recipe(n_epochs=N_EPOCHS, max_lr=max_lr, betas=(0.9, beta2))
+            history = fit(model, x_train, x_validation[:1], recipe, seed=seed, progress=False)
             if history.interrupted:
                 raise KeyboardInterrupt
             row = dict(zip(KEY, setting, strict=True))
             for split, x in [("validation", x_validation), ("train", x_train)]:
-                row[f"{split}_neg_elbo"] = f"{training.evaluate(model, x).averages()['neg_elbo']:.3f}"
+                row[f"{split}_neg_elbo"] = f"{evaluate(model, x).averages()['neg_elbo']:.3f}"
             rows.append(row)
             save_table(rows, "02_recipe")
             print(*row.values(), sep=",", flush=True)

@@ -13,6 +13,8 @@ range over the rounds, go to ``figures/speed_training.csv``, where the rows of a
 
 import argparse
 import csv
+import platform
+import re
 import shutil
 import statistics
 import tempfile
@@ -27,23 +29,25 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 
-from tme_utils import paths, training
+from tme_utils import paths
+from tme_utils.architectures import VAES
 from tme_utils.data import load_mnist
-from tme_utils.elbo import elbo_terms
-from tme_utils.models import ARCHITECTURES, VAE
-from tme_utils.study import save_table
+from tme_utils.study import allowed_cores, save_table
+from tme_utils.training import Recipe, fit, seeded
+from tme_utils.vae import VAE, elbo_terms
 
-N_STEPS = -(-60_000 // training.BATCH_SIZE)
+RECIPE = Recipe(n_epochs=1)
+N_STEPS = -(-60_000 // RECIPE.batch_size)
 DEFAULT = ("mlp", "conv")
 
 
 def new_model(architecture: str) -> VAE:
-    torch.manual_seed(0)
-    return ARCHITECTURES[architecture]()
+    with seeded(0):
+        return VAES[architecture]()
 
 
 def new_optimizer(model: VAE) -> torch.optim.Optimizer:
-    return torch.optim.Adam(model.parameters(), lr=1e-3, betas=training.BETAS, fused=True)
+    return torch.optim.Adam(model.parameters(), lr=1e-3, betas=RECIPE.betas, fused=True)
 
 
 def plain_epoch(architecture: str, loader: DataLoader) -> float:
@@ -60,7 +64,7 @@ def plain_epoch(architecture: str, loader: DataLoader) -> float:
 
 def fit_epoch(architecture: str, x_train: torch.Tensor) -> tuple[float, float]:
     start = time.perf_counter()
-    history = training.fit(new_model(architecture), x_train, x_train[:10_000], 1, progress=False)
+    history = fit(new_model(architecture), x_train, x_train[:10_000], RECIPE, progress=False)
     whole = time.perf_counter() - start
     if history.interrupted:
         raise KeyboardInterrupt
@@ -109,7 +113,7 @@ def bare_epoch(architecture: str) -> float:
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))
     ]
     with torch.no_grad():
-        model(torch.rand(training.BATCH_SIZE, 1, 28, 28))
+        elbo_terms(model, torch.rand(RECIPE.batch_size, 1, 28, 28))
     for hook in hooks:
         hook.remove()
     for parameter in model.parameters():
@@ -138,8 +142,15 @@ def summary(times: dict[str, list[float]]) -> dict[str, float]:
 
 def machine() -> dict[str, Any]:
     """What the seconds depend on."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {"threads": torch.get_num_threads(), "instructions": capability, "torch": torch.__version__}
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else [platform.processor()]
+    return {
+        "processor": names[0] if names else "unknown",
+        "cores": allowed_cores(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+    }
 
 
 def beside_others(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -153,20 +164,20 @@ def beside_others(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time one epoch: plain DataLoader loop, fit, bare operations.")
-    accepted = ", ".join(ARCHITECTURES)
+    accepted = ", ".join(VAES)
     parser.add_argument(
         "architectures", nargs="*", default=DEFAULT, help=f"some of {accepted}; {' and '.join(DEFAULT)} by default"
     )
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    if unknown := set(arguments.architectures) - set(ARCHITECTURES):
+    if unknown := set(arguments.architectures) - set(VAES):
         parser.error(f"unknown architecture {', '.join(unknown)}; accepted: {accepted}")
 
     x_train = load_mnist("train+validation").x
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(paths.DATA / "MNIST", Path(folder) / "MNIST")
         dataset = MNIST(folder, train=True, download=True, transform=ToTensor())
-    loader = DataLoader(dataset, batch_size=training.BATCH_SIZE, shuffle=True)
+    loader = DataLoader(dataset, batch_size=RECIPE.batch_size, shuffle=True)
 
     print(f"{arguments.rounds} rounds, {torch.get_num_threads()} threads, torch {torch.__version__}")
     rows = []

@@ -11,9 +11,13 @@ from torch import nn
 from benchmarks.browser import PIXELS, jupyter_lab, run_all, write_notebook
 from benchmarks.explorer import CELL, MODELS, differences, in_browser
 from conftest import opened
-from tme_utils import models, paths
+from tme_utils import paths
+from tme_utils.checkpoints import shipped_model
 from tme_utils.explorer import LatentExplorer
-from tme_utils.shipped import shipped_model
+from tme_utils.training import seeded
+from tme_utils.vae import IMAGE_SHAPE, VAE
+
+pytestmark = pytest.mark.xdist_group("browser")
 
 N_IMAGES = 500
 KEYS = {"down": "ArrowDown", "left": "ArrowLeft", "right": "ArrowRight", "up": "ArrowUp"}
@@ -78,11 +82,9 @@ def test_browser_and_torch_agree(architecture, browser, vaes, mnist_test, genera
     ("kernel", "stride", "padding"), [((3, 3), 1, 1), ((5, 2), 3, 0), ((2, 4), 1, 1), ((3, 3), 3, 4)]
 )
 def test_convolutions_of_other_sizes_and_silu_agree_too(kernel, stride, padding, browser, random_images, generator):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         encoder = nn.Sequential(nn.Conv2d(1, 2, kernel, stride, padding), nn.SiLU(), nn.Flatten(), nn.LazyLinear(4))
         encoder(random_images(1))
-        shape = models.IMAGE_SHAPE
         spread = nn.ConvTranspose2d(3, 2, kernel, stride, padding)
         size = spread(torch.zeros(1, 3, 7, 6)).numel()
         decoder = nn.Sequential(
@@ -91,9 +93,9 @@ def test_convolutions_of_other_sizes_and_silu_agree_too(kernel, stride, padding,
             spread,
             nn.Flatten(),
             nn.Linear(size, 784),
-            nn.Unflatten(1, shape),
+            nn.Unflatten(1, IMAGE_SHAPE),
         )
-    model = models.VAE(encoder, decoder, 2, {})
+    model = VAE(encoder, decoder, 2, {})
     z, x = torch.randn(5, 2, generator=generator()), random_images(5)
     with opened(browser) as page, torch.no_grad():
         probs, mu, std = in_browser(page, model, z, x)

@@ -1,294 +1,267 @@
-"""Drawing: figures are looked at through their artists and their files, never by eye."""
+"""Drawings are looked at through their artists and their files, never by eye; each is rendered, without a warning."""
 
 import io
+from statistics import NormalDist
 
+import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
 from PIL import Image
 
 from tme_utils import plots
-from tme_utils.training import Probes
+from tme_utils.plots import latent, live, shared, study, theory
+from tme_utils.training import History
 
 
 @pytest.fixture(autouse=True)
 def figures(monkeypatch, tmp_path):
-    """Draw without a screen, write to a folder of this test's own, and close what was drawn."""
+    """Draw in the report's style without a screen, save to a folder of this test's own, and close what was drawn."""
     plt.switch_backend("agg")
     monkeypatch.setenv("TME_FIGURES", str(tmp_path / "figures"))
-    yield tmp_path / "figures"
+    with plt.rc_context():
+        plots.use_style()
+        yield tmp_path / "figures"
     plt.close("all")
 
 
 @pytest.fixture
 def rows():
     """History rows of three epochs."""
-    return [
-        {"epoch": e, "seconds": e}
-        | {f"{s}_{t}": 100.0 + e for s in ("train", "held_out") for t in ("recon", "kl", "neg_elbo")}
-        for e in range(3)
-    ]
+    terms = [f"{split}_{term}" for split in ("train", "held_out") for term in ("recon", "kl", "neg_elbo")]
+    return [{"epoch": e} | dict.fromkeys(terms, 100.0 + e) for e in range(3)]
 
 
 @pytest.fixture
-def two_digits():
-    """One blank image and one with ink at its top-left corner alone."""
-    images = torch.zeros(2, 1, 28, 28)
-    images[1, 0, 0, 0] = 1
-    return images
+def snapshots(random_images):
+    """Snapshots of three epochs: 3 training images, 4 test images and 5 draws of the prior."""
+    sizes = {"train": 3, "held_out": 4, "prior": 5}
+    return {name: random_images(3 * n, n).reshape(3, n, 1, 28, 28) for name, n in sizes.items()}
 
 
-def shown(ax):
-    """The picture on an axes."""
-    (image,) = ax.get_images()
-    return np.asarray(image.get_array())
+@pytest.fixture
+def plane(generator):
+    """Means (200, 2) with their labels."""
+    return torch.randn(200, 2, generator=generator()), torch.arange(200) % 10
 
 
-def draws(fig):
-    """Whether the figure can be rendered without an error."""
+def drawn(fig):
+    """The texts of a figure that has really been rendered."""
     fig.canvas.draw()
-    return isinstance(fig, Figure)
+    return {text.get_text() for text in fig.findobj(plt.Text)}
 
 
-# --- tiles
+def shows(ax, images, n_columns):
+    """Check the picture on an axes against images, the pixels' orientation included."""
+    expected = plots.tile(images.reshape(-1, 1, 28, 28), n_columns)
+    np.testing.assert_allclose(np.asarray(ax.get_images()[0].get_array()), expected)
 
 
-def check_ink_on_paper(tile, two_digits):
-    canvas = tile(two_digits, 2)
-    assert canvas.shape == (30, 59)
-    assert canvas[1, 30] == 0  # the pixel of ink, at the top left of the second image
-    canvas[1, 30] = 1
-    assert (canvas == 1).all()
+def names(labels):
+    return [label.get_text() for label in labels]
 
 
-def test_ink_is_dark_on_light_paper_and_rows_run_downwards(two_digits):
-    check_ink_on_paper(plots.tile, two_digits)
+def points(ax, marker):
+    """Where the axes has its lines and dots of a marker."""
+    return [line.get_xydata().tolist() for line in ax.get_lines() if line.get_marker() == marker]
+
+
+def test_whatever_style_a_machine_has_set_the_files_are_the_same(rows):
+    before = plots.save_figure(plots.training_curves(rows, 45.5, 205.8), "before").read_bytes()
+    plt.style.use("dark_background")
+    plt.rcParams.update({"font.size": 30, "xtick.direction": "in", "savefig.dpi": 30})
+    plots.use_style()
+    assert plots.save_figure(plots.training_curves(rows, 45.5, 205.8), "after").read_bytes() == before
+    assert plt.get_backend() == "agg"
+
+
+@pytest.mark.parametrize(("shell", "expected"), [(None, []), (object(), ["retina"])], ids=["script", "notebook"])
+def test_figures_are_sharp_in_a_notebook(monkeypatch, shell, expected):
+    formats = []
+    monkeypatch.setattr(shared, "get_ipython", lambda: shell)
+    monkeypatch.setattr("matplotlib_inline.backend_inline.set_matplotlib_formats", formats.append)
+    plots.use_style()
+    assert (formats, plt.figure().dpi) == (expected, 80)
+
+
+def test_every_drawing_stands_in_the_package():
+    for module in (shared, theory, study, latent):
+        for name, value in vars(module).items():
+            if getattr(value, "__annotations__", {}).get("return") is Figure:
+                assert getattr(plots, name) is value
+
+
+IMAGES, GRID = np.zeros((4, 1, 28, 28)), np.zeros((4, 4, 1, 28, 28))
 
 
 @pytest.mark.parametrize(
-    "buggy",
+    ("draw", "said"),
     [
-        pytest.param(lambda images, n: 1 - plots.tile(images, n), id="light on dark"),
-        pytest.param(lambda images, n: plots.tile(images, n)[::-1], id="upside down"),
-        pytest.param(lambda images, n: plots.tile(images.flip(0), n), id="in another order"),
-        pytest.param(lambda images, n: plots.tile(images.transpose(-1, -2).flip(-1), n), id="turned"),
+        (lambda: plots.tile(GRID, 2), r"need images \(N, 1, 28, 28\).*got \(4, 4, 1, 28, 28\)"),
+        (lambda: plots.tile(IMAGES[:, 0], 2), r"need images \(N, 1, 28, 28\).*got \(4, 28, 28\)"),
+        (lambda: plots.tile(IMAGES, 0), r"n_columns >= 1, got .* and 0"),
+        (lambda: plots.image_rows({"x": IMAGES, "y": IMAGES[1:]}), r"as many images, got \[4, 3\]"),
+        (lambda: plots.film_strips({"": (IMAGES[1:], GRID)}, [0]), "same shape"),
+        (lambda: plots.draw_manifold(plt.gca(), IMAGES), r"need a grid of images .* got \(4, 1, 28, 28\)"),
+        (lambda: plots.training_curves([], 45.5, 205.8), "the history must hold at least one row, got none"),
+        (lambda: plots.latent_scatter(plt.gca(), np.zeros((9, 3)), np.zeros(9)), r"need mu \(N, 2\) .* got \(9, 3\)"),
+        (lambda: plots.latent_scatter(plt.gca(), np.zeros((9, 2)), np.zeros(8)), r"N labels, got .* \(8,\)"),
+        (lambda: plots.save_gif([], "none"), "at least one frame"),
+        (lambda: plots.seed_dots(pd.DataFrame(), {}), "at least one row, got none"),
+        (lambda: plots.axis_power(IMAGES[:0]), r"need images \(N, 1, 28, 28\), got \(0, 1, 28, 28\)"),
+        (lambda: plots.axis_power(IMAGES[..., :14]), r"need images .*, got \(4, 1, 28, 14\)"),
+        (lambda: plots.picture_grids({"a": {"2": IMAGES[:, 0]}, "b": {"3": IMAGES[:, 0]}}), "the same rows"),
+        (lambda: plots.holes(np.zeros((8, 9)), GRID, 0.1), r"m a multiple of 4, got \(8, 9\)"),
+        (lambda: plots.holes(np.zeros((6, 6)), GRID, 0.1), r"m a multiple of 4, got \(6, 6\)"),
     ],
 )
-def test_the_check_of_the_orientation_rejects(buggy, two_digits):
-    with pytest.raises(AssertionError):
-        check_ink_on_paper(buggy, two_digits)
+def test_what_cannot_be_drawn_is_named(draw, said, figures):
+    with pytest.raises(ValueError, match=said):
+        draw()
+    assert not figures.exists()
 
 
-def test_images_fill_row_by_row_and_leave_paper_where_none_is(random_images):
+def test_ink_is_dark_on_light_paper_and_images_fill_row_by_row(random_images):
     images = random_images(5)
+    images[1] = 0
+    images[1, 0, 0, 3] = 1  # a pixel of ink
     canvas = plots.tile(images, 3)
     assert canvas.shape == (2 * 29 + 1, 3 * 29 + 1)
+    assert np.argwhere(canvas[:30, 29:59] == 0).tolist() == [[1, 4]]
     np.testing.assert_allclose(canvas[30:58, 30:58], 1 - images[4, 0].numpy())
-    assert (canvas[30:58, 59:87] == 1).all()
+    assert (canvas[30:58, 59:87] == 1).all()  # paper where no image is
     assert (canvas[[0, 29, 58]] == 1).all()
 
 
-@pytest.mark.parametrize("shape", [(5, 28, 28), (5, 784), (5, 3, 28, 28), (2, 5, 1, 28, 28), (1, 28, 28)])
-def test_tile_names_images_of_a_wrong_shape(shape):
-    with pytest.raises(ValueError, match="got"):
-        plots.tile(np.zeros(shape), 5)
-
-
-def test_tile_names_a_wrong_number_of_columns(random_images):
-    with pytest.raises(ValueError, match=r"n_columns >= 1, got .* and 0"):
-        plots.tile(random_images(2), 0)
-
-
-# --- figures
-
-
 def test_image_rows_draws_one_labelled_row_for_each_entry(random_images):
-    first, second = random_images(4, 1), random_images(4, 2)
-    fig = plots.image_rows({"x": first, "rebuilt": second}, title="Digits")
-    assert draws(fig)
+    fig = plots.image_rows({"x": random_images(3, 1), "rebuilt": random_images(3, 2)}, "Digits", list("abc"))
+    assert "Digits" in drawn(fig)
     (ax,) = fig.axes
-    np.testing.assert_allclose(shown(ax), plots.tile(torch.cat([first, second]), 4))
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["x", "rebuilt"]
-    assert ax.get_title() == "Digits"
+    shows(ax, torch.cat([random_images(3, 1), random_images(3, 2)]), 3)
+    assert (names(ax.get_yticklabels()), list(ax.get_yticks())) == (["x", "rebuilt"], [15, 44])  # amid the tiles
+    assert (names(ax.get_xticklabels()), list(ax.get_xticks())) == (["a", "b", "c"], [15, 44, 73])
 
 
-def test_image_rows_of_two_lengths_are_refused(random_images):
-    with pytest.raises(ValueError, match="as many images"):
-        plots.image_rows({"x": random_images(5), "rebuilt": random_images(4)})
-
-
-@pytest.mark.parametrize("with_originals", [True, False])
-def test_a_film_strip_has_a_row_for_each_digit_and_a_column_for_each_epoch(random_images, with_originals):
-    originals = random_images(2, 1) if with_originals else None
-    frames = random_images(8, 2).reshape(4, 2, 1, 28, 28)
-    fig = plots.film_strips({"Strip": (originals, frames)}, epochs=[0, 3])
-    assert draws(fig)
-    (ax,) = fig.axes
-    columns = [*([originals] if with_originals else []), frames[0], frames[3]]
-    expected = plots.tile(torch.stack(columns, 1).reshape(-1, 1, 28, 28), len(columns))
-    np.testing.assert_allclose(shown(ax), expected)
-    assert [label.get_text() for label in ax.get_xticklabels()] == [*(["x"] if with_originals else []), "0", "3"]
-
-
-def test_a_film_strip_of_other_digits_than_its_originals_is_refused(random_images):
-    with pytest.raises(ValueError, match="shape"):
-        plots.film_strips({"": (random_images(3), random_images(8).reshape(4, 2, 1, 28, 28))}, epochs=[0])
-
-
-def test_film_strips_stand_side_by_side(random_images):
-    frames = random_images(8).reshape(4, 2, 1, 28, 28)
-    fig = plots.film_strips({"train": (random_images(2), frames), "prior": (None, frames)}, epochs=[0, 1])
-    assert draws(fig)
-    assert [ax.get_title() for ax in fig.axes] == ["train", "prior"]
-    assert [shown(ax).shape for ax in fig.axes] == [(59, 88), (59, 59)]
-
-
-@pytest.mark.parametrize("n_rows", [1, 2, 3])
-def test_training_curves_show_both_sets_with_floor_and_baseline(rows, n_rows):
-    fig = plots.training_curves(rows[:n_rows], floor=45.53, baseline=205.80)
-    assert draws(fig)
-    assert len(fig.axes) == 3
-    for ax in fig.axes:
-        train, held_out = ax.get_lines()[:2]
-        assert list(train.get_ydata()) == list(held_out.get_ydata()) == [100.0, 101.0, 102.0][:n_rows]
-        assert "nats per image" in ax.get_ylabel()
-    constants = {line.get_ydata()[0] for line in fig.axes[0].get_lines()[2:]}
-    assert constants == {45.53, 205.80}
-    texts = " ".join(text.get_text() for text in fig.axes[0].texts)
-    assert "entropy floor 45.5" in texts
-    assert "mean image 205.8" in texts
-
-
-def test_training_curves_say_what_lies_above_the_axis_and_only_that(rows):
-    for first, expected in [(543.0, ["epoch 0: 543, above the axis"]), (99.0, [])]:
-        changed = [rows[0] | {"held_out_recon": first, "held_out_neg_elbo": first}, *rows[1:]]
-        fig = plots.training_curves(changed, floor=45.53, baseline=205.80)
-        for ax in (fig.axes[0], fig.axes[2]):
-            assert [text.get_text() for text in ax.texts if "above" in text.get_text()] == expected
-
-
-def test_training_curves_of_no_row_are_refused():
-    with pytest.raises(ValueError, match="the history must hold at least one row, got none"):
-        plots.training_curves([], 45.53, 205.80)
-
-
-def test_the_progress_panel_shows_the_last_epoch(rows, random_images):
-    probes = Probes(random_images(3, 1), random_images(4, 2), torch.zeros(5, 2))
-    snapshots = {
-        name: random_images(3 * n, n).reshape(3, n, 1, 28, 28)
-        for name, n in [("train", 3), ("held_out", 4), ("prior", 5)]
-    }
-    fig = plots.progress_panel(rows, snapshots, probes)
-    assert draws(fig)
-    left, right = fig.axes
-    assert "102.0" in left.get_title()
-    assert right.get_title() == "epoch 2"
-    picture = shown(right)
-    assert picture.shape == (5 * 29 + 1, 3 * 29 + 1)
-    np.testing.assert_allclose(picture[30:58, 1:29], 1 - snapshots["train"][-1, 0, 0].numpy())
-    np.testing.assert_allclose(picture[117:145, 1:29], 1 - snapshots["prior"][-1, 0, 0].numpy())
-
-
-def test_the_progress_panel_can_be_drawn_before_any_training(rows, random_images):
-    probes = Probes(random_images(3), random_images(3), torch.zeros(3, 2))
-    snapshots = {name: random_images(3).unsqueeze(0) for name in ("train", "held_out", "prior")}
-    assert draws(plots.progress_panel(rows[:1], snapshots, probes))
-
-
-def test_the_scatter_draws_every_point_in_file_order_and_names_the_classes():
-    mu = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
-    fig, ax = plt.subplots()
-    plots.latent_scatter(ax, mu, torch.arange(200) % 10)
-    assert draws(fig)
-    np.testing.assert_allclose(np.asarray(ax.collections[0].get_offsets()), mu.numpy(), rtol=1e-6)
-    assert {str(label) for label in range(10)} <= {text.get_text() for text in ax.texts}
-    assert ax.get_xlim() == ax.get_ylim()
-
-
-def test_the_circles_hold_the_mass_that_they_name():
-    _, ax = plt.subplots()
-    plots.latent_scatter(ax, torch.randn(200, 2), torch.arange(200) % 10)
-    radii = [circle.get_radius() for circle in ax.patches]
-    draws_of_prior = torch.randn(100_000, 2, generator=torch.Generator().manual_seed(0)).norm(dim=1)
-    for radius, mass in zip(radii, [0.5, 0.95, 0.999], strict=True):
-        margin = 5 * (mass * (1 - mass) / 100_000) ** 0.5
-        assert (draws_of_prior < radius).float().mean().item() == pytest.approx(mass, abs=margin)
-
-
-def test_the_circles_are_named_on_them_and_beside_the_classes():
-    fig, ax = plt.subplots(figsize=(6, 6))
-    around = torch.linspace(0.75, 1.75, 5) * torch.pi  # the classes stand on the inner circle, at the lower left
-    mu = 1.2 * torch.stack([around.cos(), around.sin()], dim=1)
-    plots.latent_scatter(ax, mu, torch.arange(5))
-    assert draws(fig)
-    classes, circles = ([text for text in ax.texts if ("%" in text.get_text()) == is_mass] for is_mass in (False, True))
-    assert [text.get_text() for text in circles] == ["50 %", "95 %", "99.9 %"]
-    for text, circle in zip(circles, ax.patches, strict=True):
-        assert np.hypot(*text.get_position()) == pytest.approx(circle.get_radius())
-        assert not any(text.get_window_extent().overlaps(name.get_window_extent()) for name in classes)
-
-
-def test_a_class_without_points_is_not_named():
-    fig, ax = plt.subplots()
-    plots.latent_scatter(ax, torch.randn(20, 2), torch.arange(20) % 2)
-    assert draws(fig)
-    assert {text.get_text() for text in ax.texts} & {str(label) for label in range(10)} == {"0", "1"}
-
-
-@pytest.mark.parametrize(("mu", "y"), [((20, 3), 20), ((20,), 20), ((20, 2), 19)])
-def test_the_scatter_names_wrong_shapes(mu, y):
-    with pytest.raises(ValueError, match=r"need mu \(N, 2\) and N labels, got"):
-        plots.latent_scatter(plt.subplots()[1], torch.zeros(mu), torch.zeros(y, dtype=torch.long))
+def test_film_strips_have_a_row_for_each_digit_and_a_column_for_each_epoch(random_images):
+    x, frames = random_images(2, 1), random_images(8, 2).reshape(4, 2, 1, 28, 28)
+    fig = plots.film_strips({"train": (x, frames), "prior": (None, frames)}, epochs=[0, 3])
+    assert {"epoch", "train", "prior"} <= drawn(fig)
+    shows(fig.axes[0], torch.stack([x, frames[0], frames[3]], 1), 3)
+    shows(fig.axes[1], torch.stack([frames[0], frames[3]], 1), 2)
+    assert [names(ax.get_xticklabels()) for ax in fig.axes] == [["x", "0", "3"], ["0", "3"]]
 
 
 def test_the_manifold_has_z2_upwards(random_images):
-    images = random_images(6).reshape(3, 2, 1, 28, 28)
     fig, ax = plt.subplots()
-    plots.draw_manifold(ax, images, title="Manifold")
-    assert draws(fig)
-    picture = shown(ax)
-    assert picture.shape == (3 * 29 + 1, 2 * 29 + 1)
-    np.testing.assert_allclose(picture[-29:-1, 1:29], 1 - images[0, 0, 0].numpy())
-    np.testing.assert_allclose(picture[1:29, 30:58], 1 - images[2, 1, 0].numpy())
+    plots.draw_manifold(ax, random_images(6).reshape(3, 2, 1, 28, 28), "Manifold")
+    assert "Manifold" in drawn(fig)
+    shows(ax, random_images(6)[[4, 5, 2, 3, 0, 1]], 2)
 
 
-@pytest.mark.parametrize("shape", [(9, 1, 28, 28), (3, 3, 28, 28), (3, 3, 784)])
-def test_the_manifold_names_images_that_are_no_grid(shape):
-    with pytest.raises(ValueError, match="got"):
-        plots.draw_manifold(plt.subplots()[1], torch.zeros(shape))
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_training_curves_show_both_sets_with_floor_and_baseline(rows, n_rows):
+    fig = plots.training_curves(rows[:n_rows], floor=45.53, baseline=205.80)
+    assert {"entropy floor 45.5", "mean image 205.8", "nats per image"} <= drawn(fig)
+    assert [ax.get_title() for ax in fig.axes] == ["recon", "KL", "−ELBO = recon + KL"]
+    for ax in fig.axes:
+        train, held_out = ax.get_lines()[:2]
+        assert list(train.get_ydata()) == list(held_out.get_ydata()) == [100.0, 101.0, 102.0][:n_rows]
+        assert (train.get_label(), held_out.get_label()) == ("train", "test")
+    assert {line.get_ydata()[0] for line in fig.axes[0].get_lines()[2:]} == {45.53, 205.80}
 
 
-def test_a_drawing_leaves_the_style_of_others_alone(rows):
-    before = dict(plt.rcParams)
-    plots.training_curves(rows, 45.5, 205.8)
-    assert dict(plt.rcParams) == before
+@pytest.mark.parametrize(("first", "expected"), [(543.0, ["epoch 0: 543, above the axis"]), (99.0, [])])
+def test_training_curves_say_what_lies_above_the_axis_and_only_that(rows, first, expected):
+    changed = [rows[0] | {"held_out_recon": first, "held_out_neg_elbo": first}, *rows[1:]]
+    left, _, right = plots.training_curves(changed, floor=45.53, baseline=205.80).axes
+    assert [[text for text in names(ax.texts) if "above" in text] for ax in (left, right)] == [expected] * 2
 
 
-# --- files
+@pytest.mark.parametrize(("n_rows", "curve"), [(1, [100.0]), (3, [101.0, 102.0])], ids=["before training", "later"])
+def test_the_progress_panel_shows_the_last_epoch(rows, snapshots, probes, n_rows, curve):
+    so_far = {name: frames[:n_rows] for name, frames in snapshots.items()}
+    fig = plots.progress_panel(rows[:n_rows], so_far, probes)
+    assert {f"−ELBO: test {curve[-1]}", f"epoch {n_rows - 1}", "generated"} <= drawn(fig)
+    train, held_out, prior = (frames[-1, :3] for frames in so_far.values())
+    shows(fig.axes[1], torch.cat([probes.train, train, probes.held_out[:3], held_out, prior]), 3)
+    assert [list(line.get_ydata()) for line in fig.axes[0].get_lines()] == [curve] * 2
 
 
-def file_format(content):
-    with Image.open(io.BytesIO(content)) as image:
-        return image.format
+@pytest.fixture
+def train(monkeypatch, rows, snapshots, probes):
+    """Show a panel a training as ``fit`` does: its film, and what was displayed with the text stored at that moment."""
+    displayed = []
+    monkeypatch.setattr(live, "display", lambda widget: displayed.append((widget, repr(widget))))
+
+    def train(panel, n_epochs=2, probes=probes):
+        for n in range(1, n_epochs + 2):
+            so_far = {name: frames[:n] for name, frames in snapshots.items()} if probes else {}
+            panel(History(rows[:n], so_far, probes=probes))
+        return panel.frames, displayed
+
+    return train
 
 
-def test_a_figure_is_saved_as_png_in_the_folder_of_figures(figures, rows):
-    path = plots.save_figure(plots.training_curves(rows, 45.5, 205.8), "02_mlp_curves")
+@pytest.mark.parametrize(("options", "width"), [({}, 1200), ({"probes": None}, 500)], ids=["probes", "no probes"])
+def test_a_live_panel_is_displayed_once_and_redrawn_at_every_epoch(train, options, width):
+    frames, ((widget, _),) = train(live.LivePanel(), **options)
+    assert isinstance(widget, ipywidgets.Image)
+    assert (widget.value, len(set(frames))) == (frames[-1], 3)
+    found = [Image.open(io.BytesIO(frame)) for frame in frames]
+    assert {(image.format, image.size) for image in found} == {("PNG", (width, 340))}  # a film has one size
+    assert not plt.get_fignums()
+
+
+def test_a_second_training_has_a_panel_and_a_film_of_its_own(train):
+    panel = live.LivePanel()
+    (first, _), (second, displayed) = train(panel), train(panel, n_epochs=1)
+    assert (len(first), len(second)) == (3, 2)
+    assert [widget.value for widget, _ in displayed] == [first[-1], second[-1]]
+
+
+def test_the_stored_text_holds_no_picture_and_no_number_of_the_training(train):
+    train(live.LivePanel())
+    _, ((widget, first), (_, second)) = train(live.LivePanel(), n_epochs=1)
+    assert first == second
+    assert "PNG" in repr(widget)  # as the text would if it were displayed any later
+    assert not any(found in first.replace("100%", "") for found in ["PNG", " at 0x", *"0123456789"])
+
+
+def test_the_scatter_draws_every_point_in_file_order_and_names_the_classes_that_it_has(plane):
+    fig, ax = plt.subplots()
+    plots.latent_scatter(ax, plane[0], plane[1] % 3, ("a", "b"))
+    assert {"0", "1", "2", "a", "b", "50 %", "95 %", "99.9 %"} <= drawn(fig)
+    assert len(ax.texts) == 6
+    (dots,) = ax.collections
+    np.testing.assert_allclose(np.asarray(dots.get_offsets()), plane[0].numpy(), rtol=1e-6)
+    assert len(np.unique(dots.get_facecolors(), axis=0)) == 3
+    assert ax.get_xlim() == ax.get_ylim()
+
+
+def test_the_circles_hold_the_mass_that_they_name_beside_the_classes(generator):
+    fig, ax = plt.subplots(figsize=(6, 6))
+    around = torch.linspace(0.75, 1.75, 5) * torch.pi  # the classes stand on the inner circle, at the lower left
+    plots.latent_scatter(ax, 1.2 * torch.stack([around.cos(), around.sin()], dim=1), torch.arange(5))
+    fig.canvas.draw()
+    distance = torch.randn(100_000, 2, generator=generator()).norm(dim=1)
+    for text, circle, mass in zip(ax.texts[5:], ax.patches, [0.5, 0.95, 0.999], strict=True):
+        margin = 5 * (mass * (1 - mass) / 100_000) ** 0.5
+        assert (distance < circle.get_radius()).float().mean().item() == pytest.approx(mass, abs=margin)
+        assert text.get_text() == f"{100 * mass:g} %"
+        assert np.hypot(*text.get_position()) == pytest.approx(circle.get_radius())
+        assert not any(text.get_window_extent().overlaps(name.get_window_extent()) for name in ax.texts[:5])
+
+
+def test_a_figure_is_saved_as_png_and_an_interrupted_save_leaves_the_old_one(figures, monkeypatch):
+    fig = plt.figure(figsize=(2, 1))
+    path = plots.save_figure(fig, "02_mlp_curves")
     assert path == figures / "02_mlp_curves.png"
-    assert file_format(path.read_bytes()) == "PNG"
-    assert list(figures.iterdir()) == [path]
-
-
-def test_equal_figures_give_equal_files(rows):
-    files = [plots.save_figure(plots.training_curves(rows, 45.5, 205.8), name).read_bytes() for name in ("a", "b")]
-    assert files[0] == files[1]
-
-
-def test_an_interrupted_save_leaves_the_old_figure(figures, rows, monkeypatch):
-    fig = plots.training_curves(rows, 45.5, 205.8)
-    path = plots.save_figure(fig, "curves")
+    with Image.open(path) as image:
+        assert (image.format, image.size) == ("PNG", (330, 180))  # a tenth of an inch of margin, at 150 dpi
     before = path.read_bytes()
 
     def disk_full(partial, **_):
@@ -297,61 +270,278 @@ def test_an_interrupted_save_leaves_the_old_figure(figures, rows, monkeypatch):
 
     monkeypatch.setattr(fig, "savefig", disk_full)
     with pytest.raises(OSError, match="No space left"):
-        plots.save_figure(fig, "curves")
-    assert path.read_bytes() == before
-    assert list(figures.iterdir()) == [path]
-
-
-def test_to_png_gives_the_picture_and_closes_the_figure(rows):
-    fig = plots.training_curves(rows, 45.5, 205.8)
-    assert file_format(plots.to_png(fig)) == "PNG"
-    assert not plt.get_fignums()
-
-
-def frame(grey):
-    buffer = io.BytesIO()
-    Image.new("RGB", (40, 30), (grey, grey, grey)).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def test_the_panels_of_one_training_have_one_size(rows, random_images):
-    probes = Probes(random_images(3), random_images(3), torch.zeros(3, 2))
-    snapshots = {name: random_images(3).unsqueeze(0) for name in ("train", "held_out", "prior")}
-    sizes = set()
-    for n in (1, 2, 3):
-        with Image.open(io.BytesIO(plots.to_png(plots.progress_panel(rows[:n], snapshots, probes)))) as image:
-            sizes.add(image.size)
-    assert len(sizes) == 1
-
-
-def durations(image):
-    """Seconds for which each frame of an animated image is shown."""
-    found = []
-    for i in range(image.n_frames):
-        image.seek(i)
-        found.append(image.info["duration"] / 1000)
-    return found
+        plots.save_figure(fig, "02_mlp_curves")
+    assert [(file, file.read_bytes()) for file in figures.iterdir()] == [(path, before)]
 
 
 def test_a_gif_has_every_frame_for_its_time_and_rests_on_the_last(figures):
-    path = plots.save_gif([frame(0), frame(100), frame(200), frame(250)], "02_mlp_progress", seconds=0.5)
-    assert path == figures / "02_mlp_progress.gif"
+    greys = [0, 100, 250]
+    frames = [plots.to_png(plt.figure(figsize=(1, 1), facecolor=str(grey / 255))) for grey in greys]
+    path = plots.save_gif(frames, "02_mlp_progress", seconds=0.5)
+    assert list(figures.iterdir()) == [path] == [figures / "02_mlp_progress.gif"]
     with Image.open(path) as image:
-        assert image.format == "GIF"
-        assert image.n_frames == 4
-        assert durations(image) == [0.5, 0.5, 0.5, 2.5]
-        assert image.info["loop"] == 0
-        image.seek(1)
-        assert image.convert("L").getpixel((0, 0)) == pytest.approx(100, abs=2)
-    assert list(figures.iterdir()) == [path]
+        for i, (grey, duration) in enumerate(zip(greys, [500, 500, 2500], strict=True)):
+            image.seek(i)
+            assert image.convert("L").getpixel((0, 0)) == pytest.approx(grey, abs=2)
+            assert image.info["duration"] == duration
+        assert (image.format, image.n_frames, image.info["loop"]) == ("GIF", 3, 0)
 
 
-def test_a_gif_of_one_frame():
-    with Image.open(plots.save_gif([frame(7)], "one")) as image:
-        assert image.n_frames == 1
+def test_schema_names_the_parts_and_the_two_terms_beside_three_pictures():
+    fig = plots.vae_schema(*[np.full((28, 28), ink) for ink in (0, 0.25, 1)])
+    texts = " ".join(drawn(fig))
+    for part in ["encoder", "decoder", r"\mu", r"\log\,\sigma^2", r"\sigma \odot \epsilon", "recon", "KL"]:
+        assert part in texts
+    assert [picture.get_array()[0, 0] for picture in fig.axes[0].get_images()] == [1, 0.75, 0]
 
 
-def test_a_gif_without_frames_is_refused(figures):
-    with pytest.raises(ValueError, match="at least one frame"):
-        plots.save_gif([], "none")
-    assert not figures.exists()
+def test_region_levels_hold_the_mass_of_a_gaussian():
+    axis = np.linspace(-6, 6, 601)
+    levels = plots.region_levels(np.exp(-(axis[:, None] ** 2 + axis**2) / 2), [0.5, 0.95])
+    assert levels == pytest.approx([0.5, 0.05], abs=2e-3)  # exp(-r²/2) at the radius that holds the mass
+
+
+def test_posteriors_show_the_mode_of_p_and_the_ellipses_of_q_however_far_apart():
+    axis = np.linspace(-5, 5, 101)
+    z = np.stack(np.meshgrid(axis, axis), axis=-1)[None].repeat(3, axis=0)  # z_1 along the last grid axis
+    density = np.exp(-50 * ((z - 3) ** 2).sum(-1))
+    fig = plots.posteriors(z, density, np.full((3, 2), -2), [[0.1, 0.3]] * 3, np.zeros((3, 1, 28, 28)), [0.1, 0.25, 9])
+    assert {"gap 0.10 nats", "gap 0.25 nats", "gap 9.00 nats"} <= drawn(fig)
+    assert [ax.axison for ax in fig.axes] == [True, True, True, False]
+    for ellipse, mass in zip((p for p in fig.axes[0].patches if isinstance(p, Ellipse)), [0.5, 0.95], strict=True):
+        radius = np.sqrt(-2 * np.log(1 - mass))
+        assert (ellipse.width, ellipse.height) == pytest.approx((2 * radius * 0.1, 2 * radius * 0.3))
+    for low, high in [fig.axes[0].get_xlim(), fig.axes[0].get_ylim()]:
+        assert low < -2.2 < 3.2 < high
+
+
+def test_bounds_start_at_the_elbo_and_show_what_is_missing():
+    values = np.array([[-102.0, -101.0, -100.5, -100.25, -100.1], [-60.0, -55.0, -52.0, -51.0, -49.9]])
+    fig = plots.bounds([1, 2, 4, 8, 16], values, [-100.0, -50.0], shown=0)
+    assert {"exact log p(x) = −100.00", "ELBO = −102.00", "2.00", "10.00", "4", "16"} <= drawn(fig)
+    (bound,), (first, second) = (np.array(points(ax, "o"))[..., 1] for ax in fig.axes)
+    np.testing.assert_allclose([bound, first], [values[0], [2, 1, 0.5, 0.25, 0.1]])
+    assert np.isnan(second[-1])  # noise above the exact value has no place on a log axis
+
+
+def test_kl_shape_is_drawn_from_its_arrays():
+    left, right = plots.kl_shape([-3, 3], [4.5, 4.5], [-6, 0, 2], [2.5, 0, 2.2]).axes
+    assert "KL of one coordinate, nats" in drawn(left.figure)
+    assert points(left, "None") == [[[-3, 4.5], [3, 4.5]]]
+    assert points(right, "None") == [[[-6, 2.5], [0, 0], [2, 2.2]]]
+
+
+def test_monte_carlo_line_has_the_slope_given():
+    fig = plots.monte_carlo_error([100, 10_000], [0.2, 0.01], slope=-0.5, intercept=0.0)
+    assert "fitted line, slope −0.50" in drawn(fig)
+    assert points(fig.axes[0], "o") == [[[100, 0.2], [10_000, 0.01]]]
+    np.testing.assert_allclose(points(fig.axes[0], "None"), [[[100, 0.1], [10_000, 0.01]]])
+
+
+def test_gradient_estimators_keep_their_names(generator):
+    draws = {"reparametrisation": torch.randn(500, generator=generator()), "score function": torch.arange(500.0)}
+    fig = plots.gradient_estimators(draws, 1.0, [1, 2], {"reparametrisation": [1, 1], "score function": [9, 8]})
+    assert {*draws, "exact gradient, 1", "1", "2"} <= drawn(fig)
+    assert points(fig.axes[1], "o") + points(fig.axes[1], "s") == [[[1, 1], [2, 1]], [[1, 9], [2, 8]]]
+
+
+def test_price_marks_the_crossing():
+    fig = plots.price_of_information([1, 1000], [130, 7000], 205.8, crossing=10.83, n_pixels=784)
+    assert {"β = 10.8\nas good as nothing", "β = 784\nmean over pixels"} <= drawn(fig)
+    model, constant, *marks = fig.axes[0].get_lines()
+    assert model.get_xydata().tolist() == [[1, 130], [1000, 7000]]
+    assert [constant.get_ydata()[0], *(mark.get_xdata()[0] for mark in marks)] == [205.8, 1, 10.83, 784]
+
+
+def test_every_seed_is_a_dot_beside_the_mean_of_its_model_and_a_live_one_a_star():
+    base = {"flow": 80.0, "conv": 90.0, "mlp": 100.0}  # flow: an architecture that nobody foresaw
+    rows = [(name, d, base[name] + seed) for name in base for d in (2, 20) for seed in range(3)]
+    live = {"architecture": "conv", "latent_dim": 20, "score": 89.5}
+    above, below = plots.seed_dots(pd.DataFrame(rows, columns=list(live)), {"score": "a title"}, live).axes
+    assert {"101.0", "91.0", "81.0", "a title"} <= drawn(above.figure)
+    assert (above.get_title(), below.get_title()) == ("a title", "")
+    assert [ax.get_ylabel() for ax in (above, below)] == ["$d$ = 20\nnats per image", "$d$ = 2\nnats per image"]
+    assert names(below.get_xticklabels()) == ["mlp", "conv", "flow"]
+    for name, marker in [("mlp", "o"), ("conv", "s"), ("flow", "D")]:
+        assert [y for _, y in points(below, marker)[0]] == [base[name], base[name] + 1, base[name] + 2]
+    assert len({line.get_color() for line in below.lines if line.get_marker() in "osD"}) == 3
+    ((star,),) = points(above, "*")
+    assert star[1] == 89.5
+    assert max(x for x, _ in points(above, "s")[0]) + 0.05 < star[0] < 1.3  # hides none of them, and is still theirs
+    assert points(below, "*") == []
+
+
+def test_power_of_a_constant_and_of_stripes_is_where_it_belongs(random_images):
+    ones = np.ones((1, 1, 28, 28))
+    power = plots.axis_power(np.concatenate([ones, -ones]))  # a mean over images, not the power of their mean
+    assert power == pytest.approx([784**2 / 4, *[0] * 14], abs=1e-12)  # one of the four frequencies averaged over
+    for period, place in [(2, 14), (7, 4)]:
+        wave = ones * np.cos(2 * np.pi * np.arange(28) / period)
+        assert plots.axis_power(wave).argmax() == place
+        np.testing.assert_allclose(plots.axis_power(wave), plots.axis_power(wave.swapaxes(2, 3)), atol=1e-9)
+
+
+def test_spectra_are_lines_named_after_their_sets_up_to_half_a_cycle_per_pixel(random_images):
+    fig = plots.spectra({"test images": random_images(2), "conv, untrained": random_images(2, 1)})
+    assert {"test images", "conv, untrained", "power (dB)"} <= drawn(fig)
+    for line, seed in zip(fig.axes[0].lines, (0, 1), strict=True):
+        assert line.get_xdata()[[0, -1]].tolist() == [1 / 28, 0.5]
+        np.testing.assert_allclose(line.get_ydata(), 10 * np.log10(plots.axis_power(random_images(2, seed))[1:]))
+
+
+def test_the_histogram_counts_every_image_on_its_side():
+    fig = plots.difference_histogram([-3.0, 1.0, 2.0, 5.0], ["mlp", "conv"])
+    assert {"mlp better:\n25 % of the images", "conv better:\n75 % of the images"} <= drawn(fig)
+    assert [sum(bar.get_height() for bar in bars) for bars in fig.axes[0].containers] == [1, 3]
+
+
+def test_a_bound_is_one_line_for_each_seed_beside_what_others_published():
+    rows = [{"seed": seed, "iw_samples": k, "iw_nll": 90 - seed - k / 100} for seed in range(2) for k in (100, 1, 10)]
+    (ax,) = plots.bound_by_samples(pd.DataFrame(rows), {"others": 86.5}).axes
+    assert {"others", "seed 0: 89.00", "seed 1: 88.00"} <= drawn(ax.figure)
+    assert points(ax, "o") == [[[1, y + 0.99], [10, y + 0.9], [100, y]] for y in (89.0, 88.0)]
+    assert (ax.get_xscale(), ax.get_lines()[-1].get_ydata()[0]) == ("log", 86.5)
+
+
+def test_a_line_passes_through_the_means_and_its_band_covers_the_seeds():
+    values = pd.DataFrame({0: [140.0, 100.0, 98.0], 1: [144.0, 102.0, np.nan]}, index=[2, 10, 64])
+    lines = {"mlp": plots.Line(values, "s-", "black"), "conv": plots.Line(values[[0]], "o-", "red")}
+    panels = {"a": ("nats", {"mlp": lines["mlp"]}), "b": ("bits", lines), "c": ("", lines)}
+    fig = plots.by_dimension(panels, {"a": {"floor": 45.5}}, log_y=["b"], n_columns=2)
+    assert "floor" in drawn(fig)
+    assert names(fig.legends[0].get_texts()) == ["mlp", "conv"]
+    assert [ax.get_yscale() for ax in fig.axes[:3]] == ["linear", "log", "linear"]
+    assert [(ax.get_title(), ax.get_ylabel()) for ax in fig.axes[:3]] == [("a", "nats"), ("b", "bits"), ("c", "")]
+    assert [ax.axison for ax in fig.axes] == [True, True, True, False]
+    first, _, third, _ = fig.axes
+    assert third.get_position().y1 < first.get_position().y0
+    assert points(first, "s") == [[[2, 142], [10, 101], [64, 98]]]
+    dots = sorted(y for line in points(first, ".") for _, y in line if y == y)
+    assert dots == [98.0, 100.0, 102.0, 140.0, 144.0]
+    corners = {tuple(corner) for corner in first.collections[0].get_paths()[0].vertices}
+    assert {(2, 140), (2, 144), (10, 100), (10, 102), (64, 98)} <= corners
+    assert names(first.get_xticklabels()) == ["2", "10", "64"]
+    assert first.get_lines()[-1].get_ydata()[0] == 45.5
+
+
+def test_divergences_stand_at_their_mean_with_the_range_of_the_seeds():
+    values = np.array([[2.0, 1.0, 0.001], [3.0, 1.2, 0.003]])
+    fig = plots.sorted_divergences({"conv": values, "residual": values[:1]}, threshold=1.05)
+    assert {"conv: 1 or 2 above", "residual: 1 above", "1.05 nats"} <= drawn(fig)
+    np.testing.assert_allclose(points(fig.axes[0], "s"), [[[1, 2.5], [2, 1.1], [3, 0.002]]])
+    np.testing.assert_allclose(points(fig.axes[1], "D"), [[[1, 2], [2, 1], [3, 0.001]]])
+    np.testing.assert_allclose(fig.axes[0].collections[0].get_segments()[2], [[3, 0.001], [3, 0.003]])
+    assert list(fig.axes[0].get_lines()[-1].get_ydata()) == [1.05, 1.05]
+
+
+def test_grids_share_their_rows_and_show_every_image(random_images):
+    test, train = random_images(6).reshape(2, 3, 28, 28), random_images(4, 1).reshape(2, 2, 28, 28)
+    fig = plots.picture_grids({"test": {"a": test[0], "b": test[1]}, "train": {"a": train[0], "b": train[1]}})
+    assert {"test", "train"} <= drawn(fig)
+    for ax, grid in zip(fig.axes, (test, train), strict=True):
+        shows(ax, grid, grid.shape[1])
+    assert [names(ax.get_yticklabels()) for ax in fig.axes] == [["a", "b"], []]
+
+
+def test_models_stand_at_their_rate_and_distortion_and_a_sum_is_a_falling_line():
+    table = {"label": ["1", "1", "4", "5"], "rate": [24.0, 26.0, 12.0, 11.0], "distortion": [77.0, 79.0, 95.0, 96.5]}
+    (ax,) = plots.rate_distortion({"mlp": (pd.DataFrame(table), "o-", "black")}, [103]).axes
+    assert {"mlp", "1", "4", "−ELBO = 103"} <= drawn(ax.figure)
+    assert "5" not in names(ax.texts)  # too near to 4
+    assert points(ax, "o") == [[[25, 78], [12, 95], [11, 96.5]]]
+    assert points(ax, ".") == [[[24, 77], [26, 79], [12, 95], [11, 96.5]]]
+    np.testing.assert_allclose(np.sum(points(ax, "None"), axis=-1), 103)
+
+
+def test_scatters_stand_side_by_side_with_their_axes_named(plane):
+    mu, y = plane
+    fig = plots.scatter_row({"both": (mu, ("a", "b")), "turned": (mu.flip(1), ("b", "a"))}, y)
+    assert {"both", "turned"} <= drawn(fig)
+    assert [(ax.get_xlabel(), ax.get_ylabel()) for ax in fig.axes] == [("a", "b"), ("b", "a")]
+    np.testing.assert_allclose(np.asarray(fig.axes[1].collections[0].get_offsets()), mu.flip(1).numpy(), rtol=1e-6)
+
+
+def test_overlaps_are_written_in_percent_row_by_row():
+    matrix = 0.9 * torch.eye(10)
+    matrix[4, 9], matrix[0, 1] = 0.1, 0.004
+    fig = plots.overlap_matrices({"plane": matrix})
+    assert "class" in drawn(fig)
+    written = {text.get_position(): text.get_text() for text in fig.axes[0].texts}
+    assert written == {(9, 4): "10"} | {(i, i): "90" for i in range(10)}  # the neighbours to the right
+
+
+def test_holes_are_framed_where_they_are(random_images):
+    images, log_ratio = random_images(16).reshape(4, 4, 1, 28, 28), torch.zeros(8, 8)
+    log_ratio[:2, :2] = -torch.inf  # also where q(z) is zero
+    left, right, _ = plots.holes(log_ratio, images, 0.1).axes
+    assert "decoded; framed: mostly hole, q(z) < 0.1 p(z)" in drawn(left.figure)
+    (picture,) = left.get_images()
+    assert picture.origin == "lower"
+    assert picture.get_array()[0, 0] < np.log10(0.1) < picture.get_array()[-1, -1]
+    shows(right, images.flip(0), 4)
+    assert {patch.get_xy() for patch in right.patches} == {(0, 3 * 29)}  # pixels of the picture run downwards
+    assert names(left.get_xticklabels()) == names(left.get_yticklabels()) == ["−2", "−1", "0", "1", "2"]
+    np.testing.assert_allclose(left.get_xticks(), [NormalDist().cdf(z) for z in (-2, -1, 0, 1, 2)])
+
+
+@pytest.mark.parametrize(("n", "labels"), [(3, ["−1", "0", "1"]), (9, ["−1", "−0.5", "0", "0.5", "1"])])
+def test_strips_have_a_row_for_each_line_and_a_column_for_each_value(n, labels, random_images):
+    first, second = random_images(4 * n).reshape(2, 2, n, 1, 28, 28)
+    left, right = plots.strips({"a": first, "b": second}, ["row 1", "row 2"], np.linspace(-1, 1, n), "value").axes
+    assert {"a", "b", "value"} <= drawn(left.figure)
+    shows(left, first, n)
+    shows(right, second, n)
+    assert (names(left.get_yticklabels()), names(right.get_yticklabels())) == (["row 1", "row 2"], [])
+    assert [label for label in names(left.get_xticklabels()) if label] == labels
+
+
+def test_effects_are_written_with_their_sign_and_small_ones_left_out():
+    mean, spread = torch.tensor([[0.81, -0.32], [0.04, 0.0]]), torch.tensor([[0.1, 0.2], [0.0, 0.04]])
+    left, right, _ = plots.effect_maps(mean, spread, ["z1", "z2"], ["slant", "width"]).axes
+    assert {"z1", "z2", "slant", "width"} <= drawn(left.figure)
+    assert (names(left.texts), names(right.texts)) == (["0.8", "−0.3"], ["0.1", "0.2"])
+    assert {ax.get_images()[0].get_clim() for ax in (left, right)} == {(-1, 1)}
+
+
+def test_norms_are_drawn_as_their_mean_over_the_pairs():
+    norms = np.array([[1.0, 2.0], [3.0, 4.0]])
+    (ax,) = plots.norms_along({"2-D": ({"straight": norms, "spherical": norms + 1}, (0.2, 1.2, 2.7))}, [0, 1]).axes
+    assert {"2-D", "straight", "spherical", "norm of the code"} <= drawn(ax.figure)
+    assert points(ax, "o") + points(ax, "s") == [[[0, 2], [1, 3]], [[0, 3], [1, 4]]]
+    assert ax.get_lines()[0].get_ydata()[0] == 1.2
+    assert len({tuple(map(style.get, ("color", "linestyle", "marker"))) for style in latent.PATHS.values()}) == 3
+
+
+def test_values_are_drawn_with_their_errors():
+    fig = plots.values_along({"title": ("nats", {"straight": ([1.0, 2.0], [0.5, 0.25])})}, [0, 1])
+    assert {"title", "nats", "straight"} <= drawn(fig)
+    line, _, (bars,) = fig.axes[0].containers[0]
+    assert line.get_xydata().tolist() == [[0, 1], [1, 2]]
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[0.5, 1.5], [1.75, 2.25]]
+
+
+@pytest.mark.parametrize(("n", "said"), [(1, "one walk"), (2, "2 walks"), (5, "five walks")])
+def test_walks_bear_letters_and_their_images_stand_in_order(plane, random_images, n, said):
+    paths = {f"walk {i}": torch.tensor([[-0.5, i / 5], [0, i / 4], [0.5, i / 5]]) for i in range(n)}
+    images = {name: random_images(4, i) for i, name in enumerate(paths)}
+    left, right = plots.walks(*plane, paths, images).axes
+    assert f"{said}, from ○ to ●" in drawn(left.figure)
+    shows(right, torch.cat([*images.values()]), 4)
+    assert names(right.get_yticklabels()) == [f"{letter}  {name}" for letter, name in zip("ABCDE", paths, strict=False)]
+    np.testing.assert_allclose(points(left, "None"), [path.tolist() for path in paths.values()], rtol=1e-6)
+    letters = [text for text in left.texts if text.get_color() == "white"]
+    assert names(letters) == list("ABCDE"[:n])
+    middles = [path[1].tolist() for path in paths.values()]  # the places farthest from the ends
+    np.testing.assert_allclose([letter.get_position() for letter in letters], middles, rtol=1e-6)
+    assert not all(text.get_visible() for text in left.texts)
+    for text in left.texts:  # no name stands outside the plane that is shown
+        assert text.get_visible() == (max(map(abs, text.get_position())) < left.get_xlim()[1])
+
+
+def test_the_poster_marks_the_point_and_shows_its_image(plane, random_images):
+    left, right = plots.poster(*plane, torch.tensor([0.5, -1.25]), random_images(1)[0]).axes
+    assert "decoded at (0.50, −1.25)" in drawn(left.figure)
+    assert points(left, "o") == [[[0.5, -1.25]]]
+    across, down, _ = left.get_lines()
+    assert (across.get_xdata()[0], down.get_ydata()[0]) == (0.5, -1.25)
+    shows(right, random_images(1), 1)

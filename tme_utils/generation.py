@@ -9,13 +9,19 @@ import math
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tme_utils.training import seeded
+from tme_utils import data, paths
+from tme_utils.checkpoints import load_checkpoint, save_checkpoint
+from tme_utils.metrics import active_units, posterior_parameters
+from tme_utils.training import History, seeded
+from tme_utils.vae import VAE, reparameterize
 
 N_FEATURES = 64
 MAX_LR = 2e-3  # of Adam, at a classifier's first step
 HIDDEN = 128  # units in each of the two hidden layers that tell codes from draws of the prior
+N_GENERATED = 10_000  # images for each Fréchet distance, as many as there are test images
 
 
 class DigitClassifier(nn.Module):
@@ -42,48 +48,60 @@ class DigitClassifier(nn.Module):
         return logits
 
 
-def fit_classifier(model: nn.Module, x: Tensor, y: Tensor, n_epochs: int, *, seed: int, batch_size: int = 128) -> None:
-    """Train a classifier by the cross-entropy, in place; the learning rate falls linearly to its thousandth.
-
-    Args:
-        model: gives logits (B, n_classes) from a batch of x.
-        x: inputs, (N, ...).
-        y: classes, integers (N,).
-        n_epochs: passes over x.
-        seed: of the order of the batches.
-        batch_size: inputs a step.
-
-    Raises:
-        ValueError: if x and y do not have one row each for every input, or there is none.
-    """
+def fit_classifier(
+    model: nn.Module,
+    x: Float[Tensor, "n *shape"],
+    y: Int[Tensor, "n"],
+    n_epochs: int,
+    *,
+    seed: int,
+    batch_size: int = 128,
+) -> None:
+    """Train a classifier by the cross-entropy, in place; the learning rate falls linearly to its thousandth."""
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"need as many classes as inputs, at least one, got {len(y)} and {len(x)}")
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(model.parameters(), MAX_LR)
+    optimizer = torch.optim.Adam(model.parameters(), MAX_LR)
     n_steps = n_epochs * math.ceil(len(x) / batch_size)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 1e-3, n_steps)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, n_steps)
     for _ in range(n_epochs):
         for index in torch.randperm(len(x), generator=generator).split(batch_size):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             F.cross_entropy(model(x[index]), y[index]).backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
 
 
-@torch.no_grad()
-def features(classifier: DigitClassifier, images: Tensor, batch_size: int = 1000) -> Tensor:
-    """The classifier's features, (N, 64), of images (N, 1, 28, 28)."""
-    return torch.cat([classifier.features(part) for part in images.split(batch_size)])
+def shipped_classifier() -> DigitClassifier:
+    """The classifier in whose features generated images are compared, or, if its checkpoint is missing, train it."""
+    with seeded(0):
+        classifier = DigitClassifier()
+    n_epochs = 4
+    settings = classifier.config | {"n_epochs": n_epochs, "seed": 0}
+    path = paths.CHECKPOINTS / "classifier.safetensors"
+    if path.exists():
+        load_checkpoint(path, classifier, settings)
+    else:
+        train = data.load_mnist("train+validation")
+        fit_classifier(classifier, train.x, train.y, n_epochs, seed=0)
+        save_checkpoint(path, classifier, settings, History())
+    return classifier
 
 
 @torch.no_grad()
-def recognised(classifier: DigitClassifier, image_features: Tensor, threshold: float = 0.9) -> float:
+def features(classifier: DigitClassifier, images: Float[Tensor, "n 1 28 28"]) -> Float[Tensor, "n 64"]:
+    """The classifier's features of images."""
+    return torch.cat([classifier.features(part) for part in images.split(1000)])
+
+
+@torch.no_grad()
+def recognised(classifier: DigitClassifier, image_features: Float[Tensor, "n 64"], threshold: float = 0.9) -> float:
     """Share of the images that the classifier gives to one class with at least this probability, from features."""
     probability = classifier.head(image_features).softmax(dim=1).amax(dim=1)
     return float((probability >= threshold).double().mean())
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
+def frechet_distance(a: Float[Tensor, "n f"], b: Float[Tensor, "m f"]) -> float:
     r"""Fréchet distance between the Gaussians fitted to two sets of features, squared.
 
     With means m and covariances C,
@@ -91,19 +109,12 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     zero where both agree, and small only if the images of both sets look alike *and* vary alike. It depends on the
     features and falls with the number of images; only distances of equal settings compare.
 
-    Args:
-        a: features of one set, (N, n_features), N >= 2.
-        b: features of the other, (M, n_features), M >= 2.
-
-    Raises:
-        ValueError: if the shapes do not fit.
-
     Source: Heusel et al. (2017), with the features of an ImageNet network; Dowson and Landau (1982).
     """
-    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"need features (N, F) and (M, F) with N, M >= 2, got {tuple(a.shape)} and {tuple(b.shape)}")
+    if a.dim() != 2 or a.shape[1:] != b.shape[1:] or min(len(a), len(b)) < 2:
+        raise ValueError(f"need features (N, F) and (M, F) with N, M >= 2, got {(*a.shape,)} and {(*b.shape,)}")
     a, b = a.double(), b.double()
-    cov_a, cov_b = a.T.cov(), b.T.cov()
+    cov_a, cov_b = torch.atleast_2d(a.T.cov()), torch.atleast_2d(b.T.cov())  # of one feature, cov makes a number
     values, vectors = torch.linalg.eigh(cov_a)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
@@ -111,26 +122,18 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return float(shift + cov_a.trace() + cov_b.trace() - 2 * cross)
 
 
-def divergence_from_prior(z: Tensor, z_held_out: Tensor, *, seed: int, n_epochs: int = 15) -> float:
+def divergence_from_prior(
+    z: Float[Tensor, "n d"], z_held_out: Float[Tensor, "m d"], *, seed: int, n_epochs: int = 15
+) -> float:
     r"""Lower bound of the Jensen-Shannon divergence between the distribution of codes and N(0, I), in bits.
 
     A network learns to tell codes from as many draws of the prior; on codes and draws that it has not seen, its
     cross-entropy H gives :math:`\mathrm{JS} \ge 1 - H`: 0 bits if it cannot tell, 1 if it always can. The bound is
-    as tight as the network is good. It needs no density of q(z), whose estimates by the mixture of the posteriors
-    of N images can see no more than log N nats of what codes say of images.
+    as tight as the network is good; chance and overfitting can push it a little below 0. It needs no density of q(z),
+    whose estimates by the mixture of the posteriors of N images can see no more than log N nats of what codes say.
 
-    Args:
-        z: codes to learn from, (N, latent_dim), of any floating type and on any device; the network, float32, is
-            on the CPU.
-        z_held_out: codes to score, (M, latent_dim), of other images.
-        seed: of the prior's draws, of the network and of its training.
-        n_epochs: passes over the 2 N codes.
-
-    Returns:
-        The bound, at most 1; chance and overfitting can push it a little below 0.
-
-    Raises:
-        ValueError: if the shapes do not fit.
+    The network is float32, on the CPU. ``seed`` is that of the prior's draws, of the network and of its training: not
+    the seed of the codes' own noise, or draws and noise would be the same numbers.
 
     Source: Nguyen et al. (2010); Goodfellow et al. (2014), section 4.1.
     """
@@ -151,3 +154,37 @@ def divergence_from_prior(z: Tensor, z_held_out: Tensor, *, seed: int, n_epochs:
     with torch.no_grad():
         inputs, classes = beside_prior(z_held_out)
         return 1 - F.cross_entropy(network(inputs), classes).item() / math.log(2)
+
+
+@torch.no_grad()
+def generation_scores(
+    model: VAE, x_train: Float[Tensor, "n 1 28 28"], x_test: Float[Tensor, "m 1 28 28"], *, seed: int
+) -> dict[str, float]:
+    """Compare what a model makes of codes of the prior with what it makes of codes of training images.
+
+    Returns:
+        ``frechet_prior`` and ``frechet_aggregated``, the Fréchet distances to the test images of up to 10,000 decoded
+        images (probabilities, no pixel drawn), from draws of the prior and from codes drawn from q(z|x) of training
+        images, which stand for the aggregated posterior; ``recognised_prior`` and ``recognised_aggregated``, the shares
+        of them that the shipped classifier is sure of; ``divergence_from_prior`` of the codes' active coordinates, in
+        bits.
+    """
+    classifier = shipped_classifier()
+    generator = torch.Generator().manual_seed(seed)
+    posteriors = [posterior_parameters(model, x) for x in (x_train, x_test)]
+    codes = [reparameterize(mu, logvar, generator=generator) for mu, logvar in posteriors]
+    scores = {}
+    reference = features(classifier, x_test)
+    for name, z in [
+        ("prior", torch.randn((min(N_GENERATED, len(x_train)), model.latent_dim), generator=generator)),
+        ("aggregated", codes[0][:N_GENERATED]),
+    ]:
+        decoded = torch.cat([features(classifier, model.likelihood.mean(model.decode(part))) for part in z.split(1000)])
+        scores[f"frechet_{name}"] = round(frechet_distance(decoded, reference), 3)
+        scores[f"recognised_{name}"] = round(recognised(classifier, decoded), 4)
+    # Where a unit is not active q(z|x) is the prior: to the network these coordinates would be noise.
+    active = active_units(posteriors[1][0])
+    other_seed = int(torch.randint(2**31, (), generator=generator))  # the codes' noise came from ``seed`` itself
+    with torch.enable_grad():
+        bits = divergence_from_prior(*(z[:, active] for z in codes), seed=other_seed) if active.any() else 0.0
+    return scores | {"divergence_from_prior": round(bits, 4)}

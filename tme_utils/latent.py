@@ -4,74 +4,52 @@ import math
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from tme_utils.gaussian import log_prob
+from tme_utils.vae import as_int, gaussian_log_prob, must_end_in, one_shape
 
 BLOCK = 4_000_000  # numbers at once: 32 MB in float64, and few enough blocks for two threads to share
 N_SIDE = 28
 SMALL_ANGLE = 1e-4  # radians; below it the arc and its chord differ by less than 1e-9 of their length
 
 
-def prior_grid(n: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An n by n grid of 2-D codes at equal steps of the prior's probability, (n, n, 2).
+def prior_grid(n: int, dtype: torch.dtype | None = None) -> Float[Tensor, "n n 2"]:
+    """An n by n grid of 2-D codes at equal steps of the prior's probability.
 
     Each coordinate takes the quantiles (i + 1/2) / n of N(0, 1), so that every cell of the grid holds the same
     prior mass, and an average over the grid is the midpoint rule for an average over the prior. The first index
     runs over z_2, the second over z_1: ``grid[i, j] = (quantile j, quantile i)``.
 
-    Raises:
-        ValueError: if n is not an integer >= 1.
-
     Source: Kingma and Welling (2013), figure 4.
     """
-    if type(n) is not int or n < 1:
-        raise ValueError(f"n must be an integer >= 1, got {n}")
+    n = as_int("n", n)
     quantiles = torch.special.ndtri((torch.arange(n, dtype=dtype or torch.get_default_dtype()) + 0.5) / n)
     z2, z1 = torch.meshgrid(quantiles, quantiles, indexing="ij")
     return torch.stack([z1, z2], dim=-1)
 
 
-def traversals(z: Tensor, dims: Tensor, values: Tensor) -> Tensor:
+def traversals(z: Float[Tensor, "n d"], dims: Int[Tensor, "k"], values: Float[Tensor, "v"]) -> Float[Tensor, "n k v d"]:
     """Copies of each code in which one coordinate at a time takes each of the values, the others unchanged.
 
-    Args:
-        z: base codes, (N, latent_dim).
-        dims: coordinates to replace, integers (D,).
-        values: what to put there, (V,), in standard deviations of the prior.
-
-    Returns:
-        Codes, (N, D, V, latent_dim).
-
-    Raises:
-        ValueError: if z is not (N, latent_dim), or a coordinate does not exist.
+    ``dims`` are the coordinates to replace; ``values`` are in standard deviations of the prior.
     """
-    if z.dim() != 2:
-        raise ValueError(f"z must be (N, latent_dim), got {tuple(z.shape)}")
-    if len(dims) and not (dims.min() >= 0 and dims.max() < z.shape[1]):
-        raise ValueError(f"dims must lie in 0 to {z.shape[1] - 1}, got {dims.tolist()}")
     codes = z[:, None, None].repeat(1, len(dims), len(values), 1)
     for i, dim in enumerate(dims.tolist()):
+        if not 0 <= dim < z.shape[1]:
+            raise ValueError(f"dims must lie in 0 to {z.shape[1] - 1}, got {dims.tolist()}")
         codes[:, i, :, dim] = values
     return codes
 
 
-def lerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
-    r"""Straight path :math:`(1 - t)\, z_0 + t\, z_1`.
-
-    Args:
-        start: codes at t = 0, (..., d).
-        end: codes at t = 1, (..., d).
-        t: positions, (T,).
-
-    Returns:
-        Codes along the path, (T, ..., d).
-    """
+def lerp(start: Float[Tensor, "*b d"], end: Float[Tensor, "*b d"], t: Float[Tensor, "t"]) -> Float[Tensor, "t *b d"]:
+    r"""Straight path :math:`(1 - t)\, z_0 + t\, z_1` from codes at t = 0 to codes at t = 1."""
+    one_shape("start and end", start, end)
     t = t.reshape(-1, *[1] * start.dim())
     return (1 - t) * start + t * end
 
 
-def slerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
+def slerp(start: Float[Tensor, "*b d"], end: Float[Tensor, "*b d"], t: Float[Tensor, "t"]) -> Float[Tensor, "t *b d"]:
     r"""Spherical path: the direction turns at constant speed, the norm changes linearly.
 
     With :math:`\Omega` the angle between both codes and :math:`\hat z = z / \lVert z \rVert`,
@@ -80,21 +58,15 @@ def slerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
               \frac{\sin((1 - t)\Omega)\, \hat z_0 + \sin(t\Omega)\, \hat z_1}{\sin\Omega}.
 
     Shoemake's formula is for unit vectors. Applied to codes of different norms as they are, it goes astray where they
-    are nearly opposite: the division by :math:`\sin\Omega` then magnifies the difference of their norms.
-
-    Args:
-        start: codes at t = 0, (..., d).
-        end: codes at t = 1, (..., d).
-        t: positions, (T,).
-
-    Returns:
-        Codes along the path, (T, ..., d). Codes in one direction are joined by the straight path.
+    are nearly opposite: the division by :math:`\sin\Omega` then magnifies the difference of their norms. Codes in one
+    direction are joined by the straight path.
 
     Raises:
         ValueError: if a code is zero, or two codes point in opposite directions, where no arc is the shortest.
 
     Source: Shoemake (1985); White (2016) for latent codes.
     """
+    one_shape("start and end", start, end)
     norms = torch.stack([start.norm(dim=-1, keepdim=True), end.norm(dim=-1, keepdim=True)])
     if not (norms > 0).all():
         raise ValueError("a code of norm 0 has no direction: slerp needs codes that are not zero")
@@ -108,20 +80,10 @@ def slerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
     return lerp(norms[0], norms[1], t) * torch.where(omega < SMALL_ANGLE, lerp(first, last, t), arc)
 
 
-def nearest(z: Tensor, known: Tensor, k: int) -> Tensor:
-    """Which of the known codes are nearest to each code.
+def nearest(z: Float[Tensor, "m d"], known: Float[Tensor, "n d"], k: int) -> Int[Tensor, "m k"]:
+    """Indices of the k known codes nearest to each code, the nearest first.
 
-    Args:
-        z: codes, (M, d).
-        known: codes to choose from, (N, d).
-        k: how many, at most N.
-
-    Returns:
-        Indices into ``known``, (M, k), the nearest first. A code that is itself among the known ones comes first
-        in its own row.
-
-    Raises:
-        ValueError: if k is not between 1 and N.
+    A code that is itself among the known ones comes first in its own row.
     """
     if not 1 <= k <= len(known):
         raise ValueError(f"k must lie between 1 and the {len(known)} known codes, got {k}")
@@ -132,26 +94,16 @@ def nearest(z: Tensor, known: Tensor, k: int) -> Tensor:
     return torch.cat(parts)
 
 
-def aggregated_log_prob(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+def aggregated_log_prob(
+    z: Float[Tensor, "*b d"], mu: Float[Tensor, "n d"], logvar: Float[Tensor, "n d"]
+) -> Float[Tensor, "*b"]:
     r"""Log-density of the aggregated posterior :math:`q(z) = \frac1N \sum_n N(z; \mu_n, \mathrm{diag}(\sigma_n^2))`.
-
-    Args:
-        z: points, (..., d).
-        mu: posterior means of N images, (N, d).
-        logvar: their log-variances, (N, d).
-
-    Returns:
-        Log-densities in nats, (...).
-
-    Raises:
-        ValueError: if the shapes do not fit.
 
     Source: Hoffman and Johnson (2016); Makhzani et al. (2015) for the name.
     """
-    if mu.dim() != 2 or len(mu) == 0 or z.shape[-1] != mu.shape[1]:
-        raise ValueError(f"need z (..., d) and mu (N, d) with N >= 1, got {tuple(z.shape)} and {tuple(mu.shape)}")
-    points = z.reshape(-1, 1, z.shape[-1])
-    parts = [log_prob(block, mu, logvar).logsumexp(dim=1) for block in points.split(max(1, BLOCK // mu.numel()))]
+    must_end_in("z", z.shape, mu.shape[1:])
+    points = z.reshape(-1, 1, z.shape[-1]).expand(-1, len(mu), -1)
+    parts = [gaussian_log_prob(p, mu, logvar).logsumexp(dim=1) for p in points.split(max(1, BLOCK // mu.numel()))]
     return torch.cat(parts).reshape(z.shape[:-1]) - math.log(len(mu))
 
 
@@ -173,7 +125,7 @@ class Shape(NamedTuple):
     height: Tensor
 
 
-def measure_shape(images: Tensor) -> Shape:
+def measure_shape(images: Float[Tensor, "*b 1 28 28"]) -> Shape:
     r"""Measure ink, stroke thickness, slant, width and height of digits, from moments and outline alone.
 
     A stroke of thickness w and length L has the area wL and an outline of about 2L, so w is twice the area over
@@ -182,18 +134,8 @@ def measure_shape(images: Tensor) -> Shape:
     is :math:`\arctan(C_{uv} / C_{vv})`, the shear that deslanting undoes. An even bar of length L has variance
     :math:`L^2 / 12`: the extents are :math:`\sqrt{12}` standard deviations, that of the width after the slant is
     undone.
-
-    Args:
-        images: digits in [0, 1], ink at 1, (..., 1, 28, 28).
-
-    Returns:
-        ``Shape``, each (...).
-
-    Raises:
-        ValueError: if the images have another shape, or one holds no ink.
     """
-    if images.shape[-3:] != (1, N_SIDE, N_SIDE):
-        raise ValueError(f"images must end in (1, 28, 28), got {tuple(images.shape)}")
+    must_end_in("images", images.shape, (1, N_SIDE, N_SIDE))
     x = images[..., 0, :, :]
     ink = x.sum(dim=(-2, -1))
     if not (ink > 0).all():

@@ -1,8 +1,7 @@
 r"""How good a model is: log p(x) by importance sampling in any dimension, by quadrature in two; active units.
 
 Every likelihood is a log-likelihood log p(x) in nats per image: negative for binary images, and larger is better.
-A model is anything with ``encode`` and ``decode``; ``log_prob`` says what the decoder's output means. Results
-are computed in the type of x and on its device, where the model must be too.
+Results are computed in the type of x and on its device, where the model must be too.
 """
 
 import math
@@ -10,12 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tme_utils.elbo import LatentModel, LogProb, bernoulli_log_prob, check_images
-from tme_utils.gaussian import log_prob as gaussian_log_prob
-from tme_utils.gaussian import reparameterize
+from tme_utils.vae import VAE, as_int, check_images, gaussian_log_prob, reparameterize
 
 MAX_DECODED = 1024  # images decoded at once: 3 MB of logits in float32, which stay in the cache
 ORDER = 3  # points of a square along each axis: ReLU decoders have kinks, which more points would not follow
@@ -24,176 +21,114 @@ MAX_SQUARES = 5_000  # split at one level; beyond that the work stops, and the e
 
 
 class Quadrature(NamedTuple):
-    """An integral's log and an estimate of its absolute error, each (N,), in nats."""
+    """An integral's log and an estimate of its absolute error, in nats."""
 
-    log_likelihood: Tensor
-    error: Tensor
-
-
-def _check(x: Tensor, **counts: int) -> None:
-    check_images(x)
-    if len(x) == 0:
-        raise ValueError("x holds no image to evaluate")
-    for name, count in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ValueError(f"{name} must be a positive integer, got {count!r}")
+    log_likelihood: Float[Tensor, "n"]
+    error: Float[Tensor, "n"]
 
 
-def _log_prior(z: Tensor) -> Tensor:
+def _log_prior(z: Float[Tensor, "*k d"]) -> Float[Tensor, "*k"]:
     return gaussian_log_prob(z, torch.zeros_like(z), torch.zeros_like(z))
 
 
 def log_importance_weights(
-    model: LatentModel, x: Tensor, eps: Tensor, log_prob: LogProb = bernoulli_log_prob
-) -> Tensor:
+    model: VAE, x: Float[Tensor, "b 1 28 28"], eps: Float[Tensor, "k b d"]
+) -> Float[Tensor, "k b"]:
     r"""Log-weights :math:`\log w_k = \log p(x|z_k) + \log p(z_k) - \log q(z_k|x)` of the codes drawn with eps.
 
-    The codes are :math:`z_k = \mu + \sigma \odot \epsilon_k`. The mean of the log-weights over
-    k estimates the ELBO, the log-mean-exp of K of them the bound :math:`IW_K`.
-
-    Args:
-        model: gives (mu, logvar) of q(z|x) from x, and the parameters of p(x|z) from z.
-        x: images, (B, 1, 28, 28), in [0, 1].
-        eps: noise of K draws for each image, (K, B, latent_dim).
-        log_prob: log p(x|z) from the decoder's output and x; one Bernoulli per pixel unless said otherwise.
-
-    Returns:
-        Log-weights in nats, (K, B). K * B images are decoded at once.
-
-    Raises:
-        ValueError: if the shapes do not fit.
+    The codes are :math:`z_k = \mu + \sigma \odot \epsilon_k`; K * B images are decoded at once. The mean of the
+    log-weights over k estimates the ELBO, the log-mean-exp of K of them the bound :math:`IW_K`.
 
     Source: Burda et al. (2015), eq. 8.
     """
     mu, logvar = model.encode(x)
     z = reparameterize(mu, logvar, eps)
-    return log_prob(model.decode(z), x) + _log_prior(z) - gaussian_log_prob(z, mu, logvar)
+    return model.log_likelihood(x, z) + _log_prior(z) - gaussian_log_prob(z, mu, logvar)
 
 
 @torch.no_grad()
-def posterior_parameters(model: LatentModel, x: Tensor, *, batch_size: int = 1000) -> tuple[Tensor, Tensor]:
-    """Parameters (mu, logvar) of q(z|x), each (N, latent_dim), for a whole set of images (N, 1, 28, 28)."""
-    _check(x, batch_size=batch_size)
-    parts = [model.encode(batch) for batch in x.split(batch_size)]
+def posterior_parameters(
+    model: VAE, x: Float[Tensor, "n 1 28 28"], *, batch_size: int = 1000
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+    """Parameters (mu, logvar) of q(z|x) for a whole set of images."""
+    check_images(x)
+    parts = [model.encode(batch) for batch in x.split(as_int("batch_size", batch_size))]
     return torch.cat([mu for mu, _ in parts]), torch.cat([logvar for _, logvar in parts])
 
 
-def active_units(mu: Tensor, threshold: float = 0.01) -> Tensor:
-    """Which latent coordinates follow the image: those whose posterior mean varies over the images.
+def active_units(mu: Float[Tensor, "n d"], threshold: float = 0.01) -> Bool[Tensor, "d"]:
+    """Which latent coordinates follow the image: the means of q(z|x) vary over images by more than the threshold.
 
-    Args:
-        mu: posterior means of a set of images, (N, latent_dim), N >= 2.
-        threshold: least variance over the images, in the prior's units.
-
-    Returns:
-        Booleans, (latent_dim,).
-
-    Raises:
-        ValueError: if mu is not (N, latent_dim) with N >= 2.
-
-    Source: Burda et al. (2015), section 5.2.
+    That is a variance, in the prior's units. Source: Burda et al. (2015), section 5.2.
     """
     if mu.dim() != 2 or len(mu) < 2:
-        raise ValueError(f"mu must be (N, latent_dim) with N >= 2, got {tuple(mu.shape)}")
+        raise ValueError(f"mu must be (N, latent_dim) with N >= 2, got {(*mu.shape,)}")
     return mu.var(dim=0) > threshold
 
 
 @torch.no_grad()
 def importance_weighted_log_likelihood(
-    model: LatentModel,
-    x: Tensor,
+    model: VAE,
+    x: Float[Tensor, "n 1 28 28"],
     n_samples: int,
     generator: torch.Generator,
-    log_prob: LogProb = bernoulli_log_prob,
     *,
     max_decoded: int = MAX_DECODED,
-) -> Tensor:
+) -> Float[Tensor, "n"]:
     r"""Estimate log p(x) by :math:`\log \frac1K \sum_{k=1}^K w_k`, with K = ``n_samples`` draws of q(z|x) per image.
 
     Its expectation :math:`IW_K` lies between the ELBO (K = 1) and log p(x), and rises with K. The sum runs over
-    blocks of draws as a log-sum-exp, so memory does not grow with the number of images or of draws, except for
-    the noise of one image.
-
-    Args:
-        model: gives (mu, logvar) of q(z|x) from x, and the parameters of p(x|z) from z.
-        x: images, (N, 1, 28, 28), in [0, 1].
-        n_samples: draws for each image.
-        generator: source of the noise, on whichever device it lives; every image takes its own draws in turn.
-        log_prob: log p(x|z) from the decoder's output and x; one Bernoulli per pixel unless said otherwise.
-        max_decoded: most images decoded at once; it changes neither the noise nor the result.
-
-    Returns:
-        Estimates of log p(x) in nats, (N,): log-likelihoods, not losses.
-
-    Raises:
-        ValueError: if x is empty or not made of images in [0, 1], or a count is not a positive integer.
+    blocks of at most ``max_decoded`` draws as a log-sum-exp, so memory does not grow with the number of images or of
+    draws, except for the noise of one image; blocks change neither noise nor result. Every image takes its own draws
+    in turn from the generator, on whichever device that lives.
 
     Source: Burda et al. (2015), eq. 8 and 9.
     """
-    _check(x, n_samples=n_samples, max_decoded=max_decoded)
+    check_images(x)
+    n_samples, max_decoded = as_int("n_samples", n_samples), as_int("max_decoded", max_decoded)
     results = []
     for batch in x.split(max(1, max_decoded // n_samples)):
-        latent_dim = model.encode(batch[:1])[0].shape[-1]
         # One call for each image: the noise must not depend on how images and draws are cut into blocks.
-        size, there = (n_samples, latent_dim), generator.device
+        size, there = (n_samples, model.latent_dim), generator.device
         draws = [torch.randn(size, generator=generator, device=there, dtype=x.dtype) for _ in batch]
         eps = torch.stack(draws, dim=1).to(x.device)  # (n_samples, B, latent_dim)
         total = torch.full_like(batch[:, 0, 0, 0], -math.inf)  # log of the sum so far, (B,)
         for block in eps.split(max_decoded):
-            log_w = log_importance_weights(model, batch, block, log_prob)
+            log_w = log_importance_weights(model, batch, block)
             total = torch.logaddexp(total, log_w.logsumexp(dim=0))
         results.append(total - math.log(n_samples))
     return torch.cat(results)
 
 
-def log_joint(model: LatentModel, x: Tensor, z: Tensor, log_prob: LogProb = bernoulli_log_prob) -> Tensor:
-    """Log-density log p(x, z) = log p(x|z) + log p(z) of every image at every code.
-
-    Args:
-        model: gives the parameters of p(x|z) from z.
-        x: images, (N, 1, 28, 28), in [0, 1].
-        z: codes, (M, latent_dim).
-        log_prob: log p(x|z) from the decoder's output and x; one Bernoulli per pixel unless said otherwise.
-
-    Returns:
-        Log-densities in nats, (M, N). M images are decoded at once; a ``log_prob`` other than the Bernoulli makes
-        M * N * 784 numbers of them.
-    """
-    parameters = model.decode(z)
-    if log_prob is bernoulli_log_prob:
-        # Linear in x: a matrix product does for all pairs, where the general case makes 784 numbers for each.
-        logits = parameters.flatten(1)
-        log_lik = logits @ x.flatten(1).T - F.softplus(logits).sum(dim=1, keepdim=True)
-    else:
-        log_lik = log_prob(parameters[:, None], x)
-    return log_lik + _log_prior(z)[:, None]
+def log_joint(model: VAE, x: Float[Tensor, "n 1 28 28"], z: Float[Tensor, "m d"]) -> Float[Tensor, "m n"]:
+    """Log-density log p(x, z) = log p(x|z) + log p(z) of every image at every code; M images are decoded at once."""
+    return model.likelihood.log_prob_pairs(model.decode(z), x) + _log_prior(z)[:, None]
 
 
 class _Squares:
     """Log-integrals of p(x, z) over squares of the plane, by Gauss and Legendre's rule in each."""
 
-    def __init__(self, model: LatentModel, x: Tensor, log_prob: LogProb, max_decoded: int) -> None:
+    def __init__(self, model: VAE, x: Tensor, max_decoded: int) -> None:
         nodes, weights = (torch.from_numpy(a).to(x) for a in np.polynomial.legendre.leggauss(ORDER))
         self.nodes = torch.cartesian_prod(nodes, nodes)  # (ORDER², 2), in [-1, 1]²
         self.log_weights = torch.cartesian_prod(weights, weights).log().sum(dim=1)
         self.block = max(1, max_decoded // len(self.nodes))
-        self.model, self.x, self.log_prob = model, x, log_prob
+        self.model, self.x = model, x
 
     def integrate(self, centres: Tensor, half: float) -> Tensor:
         """Log-integrals (M, N) over the M squares of these centres (M, 2) and half a side, for the N images."""
         parts = []
         for block in centres.split(self.block):
             z = block[:, None] + half * self.nodes
-            values = log_joint(self.model, self.x, z.reshape(-1, 2), self.log_prob).reshape(*z.shape[:2], -1)
+            values = log_joint(self.model, self.x, z.reshape(-1, 2)).reshape(*z.shape[:2], -1)
             parts.append((values + self.log_weights[:, None]).logsumexp(dim=1) + 2 * math.log(half))
         return torch.cat(parts)
 
 
 @torch.no_grad()
 def exact_log_likelihood_2d(
-    model: LatentModel,
-    x: Tensor,
-    log_prob: LogProb = bernoulli_log_prob,
+    model: VAE,
+    x: Float[Tensor, "n 1 28 28"],
     *,
     half_width: float = 6.0,
     n_squares: int = 24,
@@ -209,31 +144,19 @@ def exact_log_likelihood_2d(
 
     The error estimate adds up the changes at the last split of every square, which are the errors of coarser
     squares than those used and so cautious, and the mass of the squares along the border, which is more than
-    lies beyond it where the decoder changes little.
-
-    Args:
-        model: gives the parameters of p(x|z) from z; its latent space has two dimensions.
-        x: images, (N, 1, 28, 28), in [0, 1], in float64 like the model (``model.double()``).
-        log_prob: log p(x|z) from the decoder's output and x; one Bernoulli per pixel unless said otherwise.
-        half_width: of the domain, in standard deviations of the prior.
-        n_squares: along each axis, before any is split.
-        tolerance: share of p(x) that one square's split may still change. On MNIST the default leaves errors below
-            1e-4 nats, some 30 times less than the cautious estimate.
-        max_decoded: most codes decoded at once, at least 9. A block holds max_decoded decoded images and
-            max_decoded * N log-densities (784 times more for a ``log_prob`` other than the Bernoulli).
-
-    Returns:
-        ``Quadrature(log_likelihood, error)``, each (N,), in nats.
+    lies beyond it where the decoder changes little. On MNIST the default tolerance leaves errors below 1e-4 nats, some
+    30 times less than the estimate. A block holds ``max_decoded`` decoded images and as many log-densities of each x.
 
     Raises:
-        ValueError: if x is empty, not float64 or not made of images in [0, 1], or a setting is out of its range.
+        ValueError: if x and the model are not in float64 (``model.double()``).
     """
-    _check(x, n_squares=n_squares, max_decoded=max_decoded)
+    check_images(x)
+    n_squares, max_decoded = as_int("n_squares", n_squares), as_int("max_decoded", max_decoded)
     if x.dtype != torch.float64:
         raise ValueError(f"x must be float64, as must the model, got {x.dtype}")
     if not (0 < half_width < math.inf and 0 < tolerance < 1):
         raise ValueError(f"need a finite half_width > 0 and a tolerance in (0, 1), got {half_width} and {tolerance}")
-    squares = _Squares(model, x, log_prob, max_decoded)
+    squares = _Squares(model, x, max_decoded)
     half = half_width / n_squares
     axis = (2 * torch.arange(n_squares).to(x) + 1) * half - half_width
     centres = torch.cartesian_prod(axis, axis)

@@ -1,8 +1,7 @@
 """Training and evaluation: one recipe for every model of the report.
 
-The recipe: Adam with betas (0.9, 0.95), batches of 128 images, a learning rate that rises linearly to
-``max_lr`` over the first tenth of the steps and then falls linearly to zero. It was chosen on the validation
-split by ``python -m benchmarks.recipe``, whose table is ``figures/02_recipe.csv``.
+The default :class:`Recipe` was chosen on the validation split by ``python -m benchmarks.recipe``, whose table is
+``figures/02_recipe.csv``.
 """
 
 import math
@@ -12,62 +11,85 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from tme_utils.elbo import ElboTerms, check_images, elbo_terms
+from tme_utils.vae import VAE, ElboTerms, as_int, check_images, elbo_terms
 
-BATCH_SIZE = 128
-MAX_LR = 4e-3
-BETAS = (0.9, 0.95)
-WARM_UP = 0.1  # share of the steps
 N_CURVE = 10_000  # images of each set that are evaluated after every epoch, for the curves
-
+TINY = 1e-30  # what Adam's moments are set to zero below: an update by them changes no float32 weight
 _SEEDING = threading.RLock()
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained: Adam, and a learning rate that rises linearly and then falls linearly to zero."""
+
+    n_epochs: int = 10
+    max_lr: float = 4e-3
+    beta: float = 1.0  # weight of the KL term; 1 is the ELBO
+    binarised: bool = False  # train on images binarised anew at every epoch instead of grey levels
+    batch_size: int = 128  # the last batch of an epoch may be smaller
+    betas: tuple[float, float] = (0.9, 0.95)  # Adam's decay rates of the two moments
+    warm_up: float = 0.1  # share of the steps over which the learning rate rises
+
+    def __post_init__(self) -> None:
+        """Check the numbers, and give each its one type: 1 and 1.0 ask for one model."""
+        for name, least in [("n_epochs", 0), ("batch_size", 1)]:
+            object.__setattr__(self, name, as_int(name, getattr(self, name), least))  # as the dataclass is frozen
+        for name in ("max_lr", "beta", "warm_up"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if not (0 < self.max_lr < math.inf and 0 <= self.beta < math.inf and 0 <= self.warm_up < 1):
+            raise ValueError(f"need finite max_lr > 0 and beta >= 0, and warm_up in [0, 1), got {self}")
+
+    def learning_rate(self, step: int, n_steps: int) -> float:
+        """Learning rate of a step: linear from 0 to ``max_lr`` over the warm-up, then linear to 0 at ``n_steps``."""
+        warm_up = max(1.0, self.warm_up * n_steps)
+        return self.max_lr * min((step + 1) / warm_up, (n_steps - step) / max(1.0, n_steps - warm_up))
+
+
 class Probes(NamedTuple):
-    """What the snapshots show after every epoch: fixed images, and fixed draws of the prior.
+    """What the snapshots show after every epoch: fixed images, and fixed draws of the prior."""
 
-    ``train`` and ``held_out`` are images (n, 1, 28, 28); ``z`` holds draws of the prior, (m, latent_dim).
-    """
-
-    train: Tensor
-    held_out: Tensor
-    z: Tensor
+    train: Float[Tensor, "n 1 28 28"]
+    held_out: Float[Tensor, "n 1 28 28"]
+    z: Float[Tensor, "m d"]
 
 
 @dataclass
 class History:
     """What :func:`fit` saw, from epoch 0 (before any training) on.
 
-    Attributes:
-        rows: a dict for each epoch, with ``epoch``, ``seconds`` (of training so far) and ``train_recon``,
-            ``train_kl``, ``train_neg_elbo``, ``held_out_recon``, ``held_out_kl``, ``held_out_neg_elbo`` in
-            nats per image, each over the first 10,000 images of its set, with the same noise at every epoch.
-        snapshots: pixel probabilities by epoch, (n_epochs + 1, n, 1, 28, 28), of ``train`` and ``held_out``
-            (reconstructions) and ``prior`` (images decoded from the same draws); empty without probes.
-        interrupted: whether the training was stopped before its last epoch.
+    A row has ``epoch``, ``seconds`` (of training so far) and, in nats per image over the first 10,000 images of each
+    set with the same noise at every epoch, ``train_recon``, ``train_kl``, ``train_neg_elbo`` and the same with
+    ``held_out_``. Snapshots are pixel probabilities by epoch, (n_epochs + 1, n, 1, 28, 28): ``train`` and ``held_out``,
+    reconstructions of the probes, and ``prior``, what their draws decode to.
     """
 
     rows: list[dict[str, float]] = field(default_factory=list)
     snapshots: dict[str, Tensor] = field(default_factory=dict)
     interrupted: bool = False
+    probes: Probes | None = None
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global generator for the block, and give it back its state afterwards.
+    """Seed torch's CPU generator for the block, and give it back its state afterwards.
 
     That generator is one for all threads, and a module's initial weights come from no other: one thread at a time
     enters.
     """
-    with _SEEDING, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
+    with _SEEDING:
+        state = torch.default_generator.get_state()
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
+        try:
+            yield
+        finally:
+            torch.default_generator.set_state(state)
 
 
 def best_device(dtype: torch.dtype = torch.float32) -> torch.device:
@@ -79,223 +101,145 @@ def best_device(dtype: torch.dtype = torch.float32) -> torch.device:
 
 
 @contextmanager
-def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Lend the model to ``device`` and bring it back, whatever happens."""
-    home = next(model.parameters()).device
-    model.to(device)
+def on_device(model: nn.Module, device: torch.device, training: bool = False) -> Iterator[None]:
+    """Lend the model to ``device``, in evaluation or training mode, and bring it back as it was, whatever happens."""
+    home, was_training = next(model.parameters()).device, model.training
     try:
+        model.to(device).train(training)
         yield
     finally:
-        model.to(home)
+        model.to(home).train(was_training)
 
 
 @torch.no_grad()
-def evaluate(model: Any, x: Tensor, *, seed: int = 0, batch_size: int = 1000) -> ElboTerms:
-    """Both terms of the negative ELBO for every image, z drawn from q(z|x), not replaced by its mean.
+def evaluate(model: VAE, x: Float[Tensor, "n 1 28 28"], *, seed: int = 0, batch_size: int = 1000) -> ElboTerms:
+    """Both terms of the negative ELBO for every image, on the CPU; z is drawn from q(z|x), not replaced by its mean.
 
-    The average over the set is ``evaluate(model, x).averages()``: the sum over the images divided by their
-    number, whatever the batch size.
-
-    Args:
-        model: a VAE.
-        x: images, (N, 1, 28, 28), in [0, 1].
-        seed: of the noise; the same seed gives the same noise on every device.
-        batch_size: images at once; it changes neither the noise nor the result.
-
-    Returns:
-        ``ElboTerms(recon, kl)``, each (N,), on the CPU, in nats per image.
-
-    Raises:
-        ValueError: if x is empty, or not made of images in [0, 1], or batch_size is not an integer >= 1.
+    The average over the set is ``evaluate(model, x).averages()``. The seed of the noise gives the same noise on every
+    device, and ``batch_size``, the images at once, changes neither the noise nor the result.
     """
     check_images(x)
-    if type(batch_size) is not int or batch_size < 1:
-        raise ValueError(f"batch_size must be an integer >= 1, got {batch_size}")
-    if len(x) == 0:
-        raise ValueError("x holds no image to evaluate")
+    batch_size = as_int("batch_size", batch_size)
     device = best_device(x.dtype)
     # All the noise in one call: torch fills tensors in blocks of 16 numbers, so draws by batch depend on its size.
     noise = torch.randn(len(x), model.latent_dim, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
-    parts = []
-    was_training = model.training
-    model.eval()
-    try:
-        with on_device(model, device):
-            for batch, eps in zip(x.split(batch_size), noise.split(batch_size), strict=True):
-                parts.append(elbo_terms(model, batch.to(device), eps=eps.to(device)))
-    finally:
-        model.train(was_training)
-    return ElboTerms(recon=torch.cat([p.recon for p in parts]).cpu(), kl=torch.cat([p.kl for p in parts]).cpu())
+    with on_device(model, device):
+        parts = [
+            elbo_terms(model, batch.to(device), eps=eps.to(device))
+            for batch, eps in zip(x.split(batch_size), noise.split(batch_size), strict=True)
+        ]
+    return ElboTerms(*(torch.cat(terms).cpu() for terms in zip(*parts, strict=True)))
 
 
 @torch.no_grad()
-def take_snapshots(model: Any, probes: Probes) -> dict[str, Tensor]:
-    """What the model makes of the probes: pixel probabilities (n, 1, 28, 28) by name, on the CPU.
-
-    Returns:
-        ``train`` and ``held_out``, the reconstructions, and ``prior``, what the draws decode to.
-    """
+def take_snapshots(model: VAE, probes: Probes) -> dict[str, Tensor]:
+    """Pixel probabilities, on the CPU: ``train`` and ``held_out`` rebuilt, and ``prior``, what the draws decode to."""
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
-        return {
-            "train": model.reconstruct(probes.train.to(device)).cpu(),
-            "held_out": model.reconstruct(probes.held_out.to(device)).cpu(),
-            "prior": model.decode(probes.z.to(device)).sigmoid().cpu(),
-        }
-    finally:
-        model.train(was_training)
-
-
-@contextmanager
-def _flush_denormals() -> Iterator[None]:
-    """Treat numbers below 1e-38 as zero meanwhile.
-
-    Adam's moments of weights that get no gradient, such as those of border pixels, shrink towards zero for ever,
-    and processors compute with such tiny numbers so slowly that the fifth epoch takes half as long again as the first.
-    """
-    was_flushing = (torch.full((1,), 1e-38) / 100).item() == 0
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(was_flushing)
-
-
-def learning_rate(step: int, n_steps: int, max_lr: float = MAX_LR) -> float:
-    """Learning rate of a step: linear from 0 to ``max_lr`` over the warm-up, then linear to 0 at ``n_steps``."""
-    warm_up = max(1.0, WARM_UP * n_steps)
-    return max_lr * min((step + 1) / warm_up, (n_steps - step) / max(1.0, n_steps - warm_up))
+    with on_device(model, device):
+        images = {name: model.reconstruct(getattr(probes, name).to(device)) for name in ("train", "held_out")}
+        images["prior"] = model.likelihood.mean(model.decode(probes.z.to(device)))
+    return {name: probs.cpu() for name, probs in images.items()}
 
 
 def fit(
-    model: Any,
-    x_train: Tensor,
-    x_held_out: Tensor,
-    n_epochs: int,
+    model: VAE,
+    x_train: Float[Tensor, "n 1 28 28"],
+    x_held_out: Float[Tensor, "m 1 28 28"],
+    recipe: Recipe = Recipe(),
     *,
-    beta: float = 1.0,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
-    max_lr: float = MAX_LR,
-    betas: tuple[float, float] = BETAS,
-    binarised: bool = False,
     probes: Probes | None = None,
     on_epoch: Callable[[History], None] | None = None,
     progress: bool = True,
 ) -> History:
-    """Train the model in place by the recipe of this module, on the accelerator if there is one.
+    """Train the model in place, on the accelerator if there is one; it comes back to the device it was on.
 
-    Ctrl-C stops it early, which a line on stderr tells: the model keeps what it has learnt and the history ends with
-    the last whole epoch.
-
-    Args:
-        model: a VAE; it comes back to the device it was on.
-        x_train: training images, (N, 1, 28, 28), in [0, 1].
-        x_held_out: images for the second curve; they decide nothing.
-        n_epochs: passes over the training images; the learning rate reaches zero at the last step.
-        beta: weight of the KL term; 1 is the ELBO.
-        seed: of the order of the images, the noise and the binarisation; the initial weights are the caller's.
-        batch_size: images in a step; the last batch of an epoch may be smaller.
-        max_lr: highest learning rate.
-        betas: Adam's decay rates of the two moments.
-        binarised: train on images binarised anew at every epoch instead of grey levels.
-        probes: what to take snapshots of, at epoch 0 and after every epoch.
-        on_epoch: called with the history so far, at epoch 0 and after every epoch.
-        progress: show a progress bar.
-
-    Returns:
-        The history of the training.
+    Initial weights are the caller's; ``seed`` is that of the order of the images, the noise and the binarisation. The
+    held-out images are for the second curve and decide nothing. ``on_epoch`` gets the history so far at epoch 0 and
+    after every epoch. Ctrl-C stops it early, which a line on stderr tells: the model keeps what it has learnt and the
+    history ends with the last whole epoch.
 
     Raises:
-        ValueError: for images outside [0, 1] or of another shape, no image, or a setting out of its range.
         FloatingPointError: as soon as the loss is not finite, naming the epoch and the step.
     """
     check_images(x_train)
     check_images(x_held_out)
-    for name, value, is_accepted, accepted in [
-        ("x_train", len(x_train), len(x_train) > 0, "hold at least one image"),
-        ("x_held_out", len(x_held_out), len(x_held_out) > 0, "hold at least one image"),
-        ("n_epochs", n_epochs, type(n_epochs) is int and n_epochs >= 0, "be an integer >= 0"),
-        ("batch_size", batch_size, type(batch_size) is int and batch_size >= 1, "be an integer >= 1"),
-        ("max_lr", max_lr, 0 < max_lr < math.inf, "be a finite number > 0"),
-        ("beta", beta, 0 <= beta < math.inf, "be a finite number >= 0"),
-    ]:
-        if not is_accepted:
-            raise ValueError(f"{name} must {accepted}, got {value}")
-
     device = best_device(x_train.dtype)
     generator = torch.Generator(device).manual_seed(seed)
-    steps_per_epoch = -(-len(x_train) // batch_size)
-    history = History()
+    steps_per_epoch = -(-len(x_train) // recipe.batch_size)
+    history = History(probes=probes)
     step, seconds = 0, 0.0
-    n_steps = n_epochs * steps_per_epoch
-    model.train()
+    n_steps = recipe.n_epochs * steps_per_epoch
     bar = tqdm(total=n_steps, unit="step", mininterval=0.5, disable=not progress)
-    with bar, on_device(model, device), _flush_denormals():
-        x_train_there = x_train.to(device)
-        optimizer = torch.optim.Adam(model.parameters(), lr=max_lr, betas=betas, fused=True)
+    with bar, on_device(model, device, training=True):
+        x_there = x_train.to(device)
+        optimizer = torch.optim.Adam(model.parameters(), lr=recipe.max_lr, betas=recipe.betas, fused=True)
         try:
-            for epoch in range(n_epochs + 1):  # epoch 0 only looks
+            for epoch in range(recipe.n_epochs + 1):  # epoch 0 only looks
                 start = time.perf_counter()
                 if epoch > 0:
                     order = torch.randperm(len(x_train), generator=generator, device=device)
-                    for index in order.split(batch_size):
-                        optimizer.param_groups[0]["lr"] = learning_rate(step, n_steps, max_lr)
-                        x = x_train_there.index_select(0, index)  # faster than x[index]
-                        if binarised:
+                    for index in order.split(recipe.batch_size):
+                        optimizer.param_groups[0]["lr"] = recipe.learning_rate(step, n_steps)
+                        x = x_there.index_select(0, index)  # faster than x[index]
+                        if recipe.binarised:
                             x = torch.bernoulli(x, generator=generator)
-                        loss = elbo_terms(model, x, generator=generator).loss(beta)
-                        _check_finite(loss.item(), step, steps_per_epoch, max_lr)
+                        loss = elbo_terms(model, x, generator=generator).loss(recipe.beta)
+                        _check_finite(loss.item(), step, steps_per_epoch, recipe)
                         optimizer.zero_grad()
                         loss.backward()
                         optimizer.step()
                         step += 1
+                        if step % 100 == 0:
+                            _drop_tiny_moments(optimizer)
                         bar.update()
                     seconds += time.perf_counter() - start
-                _record(history, model, epoch, seconds, x_train, x_held_out, probes, seed)
+                _record(history, model, {"epoch": epoch, "seconds": seconds}, x_train, x_held_out, seed)
                 # What the last step broke, no later step would meet.
-                _check_finite(history.rows[-1]["train_neg_elbo"], step - 1, steps_per_epoch, max_lr)
+                _check_finite(history.rows[-1]["train_neg_elbo"], step - 1, steps_per_epoch, recipe)
                 bar.set_description(f"held-out −ELBO {history.rows[-1]['held_out_neg_elbo']:.1f} nats", refresh=False)
                 if on_epoch is not None:
                     on_epoch(history)
         except KeyboardInterrupt:
             history.interrupted = True
-    if history.interrupted:
-        n_whole = max(0, len(history.rows) - 1)
-        print(f"stopped by Ctrl-C after {n_whole} of {n_epochs} epochs: the model is half trained", file=sys.stderr)
+            n_whole = max(0, len(history.rows) - 1)
+            said = f"stopped by Ctrl-C after {n_whole} of {recipe.n_epochs} epochs: the model is half trained"
+            print(said, file=sys.stderr)
     return history
 
 
-def _check_finite(loss: float, step: int, steps_per_epoch: int, max_lr: float) -> None:
+@torch.no_grad()
+def _drop_tiny_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Set moments below ``TINY`` to zero.
+
+    Those of weights that get no gradient, such as border pixels', shrink towards zero for ever, and processors compute
+    with numbers below 1e-38 so slowly that the fifth epoch takes half as long again as the first.
+    """
+    for state in optimizer.state.values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name].masked_fill_(state[name].abs() < TINY, 0)
+
+
+def _check_finite(loss: float, step: int, steps_per_epoch: int, recipe: Recipe) -> None:
     if not math.isfinite(loss):
         if step < 0:
             raise FloatingPointError(f"before the first step: the loss is {loss}; look at the model's initial weights")
         epoch, i = divmod(step, steps_per_epoch)
         raise FloatingPointError(
             f"epoch {epoch + 1}, step {i + 1} of {steps_per_epoch}: the loss is {loss}; "
-            f"a smaller max_lr than {max_lr} may help"
+            f"a smaller max_lr than {recipe.max_lr} may help"
         )
 
 
 def _record(
-    history: History,
-    model: Any,
-    epoch: int,
-    seconds: float,
-    x_train: Tensor,
-    x_held_out: Tensor,
-    probes: Probes | None,
-    seed: int,
+    history: History, model: VAE, row: dict[str, float], x_train: Tensor, x_held_out: Tensor, seed: int
 ) -> None:
-    """Append the state of the model after ``epoch`` to the history."""
-    row = {"epoch": epoch, "seconds": seconds}
+    """Append the state of the model to the history."""
     for name, x in [("train", x_train), ("held_out", x_held_out)]:
         averages = evaluate(model, x[:N_CURVE], seed=seed).averages()
         row |= {f"{name}_{term}": value for term, value in averages.items()}
-    if probes is not None:
-        frames = {name: probs.unsqueeze(0) for name, probs in take_snapshots(model, probes).items()}
+    if history.probes is not None:
+        frames = {name: probs.unsqueeze(0) for name, probs in take_snapshots(model, history.probes).items()}
         earlier = history.snapshots
         # All names at once: a stop in the middle leaves snapshots of one length.
         history.snapshots = {name: torch.cat([earlier[name], f]) if earlier else f for name, f in frames.items()}
@@ -305,14 +249,7 @@ def _record(
 def check_band(name: str, value: float, centre: float, margin: float) -> None:
     """Assert that a trained number lies in its band, and print the band, which is the same on every machine.
 
-    Args:
-        name: what the number is, with its unit or not.
-        value: the number measured.
-        centre: middle of the band.
-        margin: half its width, wide for other seeds and machines, narrow for a broken model.
-
-    Raises:
-        AssertionError: if the value is outside, or is not a number.
+    The margin is wide for other seeds and machines, narrow for a broken model.
     """
     band = f"{name}: within {centre} ± {margin}"
     if not abs(value - centre) <= margin:  # written so that NaN fails too

@@ -5,14 +5,10 @@ that the pages link to, and MathJax. The pages open from a disk, or from any add
 """
 
 import argparse
-import base64
-import io
-import math
 import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
@@ -23,16 +19,13 @@ from bs4 import BeautifulSoup, Tag
 from jupyterlab_pygments import JupyterStyle
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
-from PIL import Image, ImageChops, ImageStat
 from pygments.formatters import HtmlFormatter
 
 from tme_utils import paths
 
 HERE = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
-SAVES = re.compile(r'\b(save_figure|save_gif|to_html)\(.*?"((?:\d\d|[A-Z])_[\w.]+)"')  # names as figures bear them
-SAME_PICTURE = 12  # grey levels of a thumbnail: layouts differ a little with the resolution, other figures more
-MATHJAX = {"es5/tex-svg-full.js": "mathjax/tex-svg-full.js", "LICENSE": "mathjax/LICENSE"}
+MATHJAX = {"es5/tex-svg-full.js": Path("mathjax/tex-svg-full.js"), "LICENSE": Path("mathjax/LICENSE")}
 
 
 def build(target: Path, root: Path = paths.ROOT) -> list[Path]:
@@ -51,40 +44,34 @@ def build(target: Path, root: Path = paths.ROOT) -> list[Path]:
     root = root.resolve()
     sources = [root / "README.md", *sorted((root / "notebooks").glob("*.ipynb"))]
     files = {source: "index.html" if source.suffix == ".md" else f"{source.stem}.html" for source in sources}
-    bodies = {files[source]: _body(source, root / "figures") for source in sources}
+    bodies = {files[source]: _body(source) for source in sources}
     needed = set().union(*(_localise(bodies[file], source, files, root) for source, file in files.items()))
+    scripts = Path(str(resources.files("mathjax"))) / "static" / "mathjax"
+    copies = {path: path.relative_to(root) for path in needed} | {scripts / name: MATHJAX[name] for name in MATHJAX}
     titles = {file: _text(body.h1) for file, body in bodies.items()}
     template = jinja2.Template((HERE / "site.html.j2").read_text(encoding="utf-8"), autoescape=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", suffix=".partial.", dir=target.parent) as temporary:
         new = Path(temporary) / "new"
-        for source in needed:
-            _copy(source, new / source.relative_to(root))
-        for name, copy in MATHJAX.items():
-            with resources.as_file(resources.files("mathjax") / "static" / "mathjax" / name) as source:
-                _copy(source, new / copy)
+        for source, copy in copies.items():
+            (new / copy).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, new / copy)
         style = (HERE / "site.css").read_text(encoding="utf-8")
         style += HtmlFormatter(style=JupyterStyle).get_style_defs(".highlight")
         (new / "style.css").write_text(style, encoding="utf-8")
         for file, body in bodies.items():
             html = template.render(file=file, titles=titles, contents=_contents(body), body=str(body))
             (new / file).write_text(html, encoding="utf-8")
-        if target.exists():
-            target.rename(Path(temporary) / "old")
+        target.rename(Path(temporary) / "old")
         new.rename(target)
     return [target / file for file in titles]
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
 
 
 def _text(heading: Tag | None) -> str:
     return heading.get_text().removesuffix("¶") if heading else "untitled"
 
 
-def _body(source: Path, figures: Path) -> BeautifulSoup:
+def _body(source: Path) -> BeautifulSoup:
     """A notebook in HTML; a Markdown file is a notebook of one cell."""
     if source.suffix == ".ipynb":
         notebook = nbformat.read(source, as_version=4)
@@ -93,10 +80,12 @@ def _body(source: Path, figures: Path) -> BeautifulSoup:
         notebook = nbformat.v4.new_notebook(cells=[cell])
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = list(_without_kernel(cell, figures))
+            cell.outputs = _without_kernel(cell)
     cells = HTMLExporter(template_name="lab", template_file="base.html.j2")
     cells.exclude_input_prompt = cells.exclude_output_prompt = True
     body = BeautifulSoup(cells.from_notebook_node(notebook)[0], "html.parser")
+    for image in body.select(".jp-OutputArea img"):
+        image["alt"] = f"Figure, read in the text below: {_text(image.find_previous(['h1', 'h2', 'h3']))}"
     for table in body.select("table"):
         for text in table.find_all(string=re.compile(" ± ")):
             text.replace_with(text.replace(" ± ", "\u00a0±\u00a0"))  # a number and its spread stay on one line
@@ -104,48 +93,14 @@ def _body(source: Path, figures: Path) -> BeautifulSoup:
     return body
 
 
-def _without_kernel(cell: NotebookNode, figures: Path) -> Iterator[NotebookNode]:
-    """A code cell's outputs: for previews the figures saved, which are sharper; for widgets what can stand for them."""
-    saved = SAVES.findall(cell.source)
-    files = [path for verb, name in saved if verb == "save_figure" and (path := figures / f"{name}.png").is_file()]
-    all_saved = len(files) == sum("image/png" in output.get("data", {}) for output in cell.outputs)
-    live = False
-    for output in cell.outputs:
-        is_widget = output.get("data", {}).pop(WIDGET, None) is not None
-        live |= is_widget
-        if "image/png" in output.get("data", {}):
-            yield _html(_picture(output.data["image/png"], files, math.inf if all_saved else SAME_PICTURE))
-        elif not is_widget:
-            yield output
-    if live:
-        yield _html('<p class="note">In a running notebook, a live widget stands here.</p>')
-    for verb, name in saved:
-        if verb == "save_gif":
-            yield _html(f'<img src="../figures/{name}.gif" alt="Film of what the figures show, epoch after epoch">')
-        elif verb == "to_html":
-            yield _html(f'<iframe src="../figures/{name}" title="The latent explorer" loading="lazy"></iframe>')
-
-
-def _html(html: str) -> NotebookNode:
-    output: NotebookNode = nbformat.v4.new_output("display_data", {"text/html": html})
-    return output
-
-
-def _picture(png: str, files: list[Path], limit: float) -> str:
-    """An image: the file that looks most like the base64-encoded output, or the output if all differ by the limit."""
-    preview = Image.open(io.BytesIO(base64.b64decode(png)))
-    size = f'width="{preview.width}" height="{preview.height}"'
-
-    def difference(file: Path) -> float:
-        with Image.open(file) as figure:
-            thumbnails = [im.convert("L").resize((48, 48), Image.Resampling.BOX) for im in (preview, figure)]
-        return ImageStat.Stat(ImageChops.difference(*thumbnails)).mean[0]
-
-    file = min(files, key=difference, default=None)
-    if file and difference(file) < limit:
-        link = f"../figures/{quote(file.name)}"
-        return f'<a href="{link}"><img src="{link}" {size} alt="Figure {file.stem}, read in the text below"></a>'
-    return f'<img src="data:image/png;base64,{png}" {size} alt="Figure, read in the text below">'
+def _without_kernel(cell: NotebookNode) -> list[NotebookNode]:
+    """A code cell's outputs: for widgets what can stand for them, and the page that the explorer wrote."""
+    widgets = [output for output in cell.outputs if output.get("data", {}).pop(WIDGET, None)]
+    outputs = [output for output in cell.outputs if output not in widgets or "image/png" in output.data]
+    html = ['<p class="note">In a running notebook, a live widget stands here.</p>'] if widgets else []
+    for name in re.findall(r'to_html\(.*?"(\w+\.html)"', cell.source):
+        html.append(f'<iframe src="../figures/{name}" title="The latent explorer" loading="lazy"></iframe>')
+    return outputs + [nbformat.v4.new_output("display_data", {"text/html": text}) for text in html]
 
 
 def _localise(body: BeautifulSoup, page: Path, files: dict[Path, str], root: Path) -> set[Path]:
@@ -159,10 +114,9 @@ def _localise(body: BeautifulSoup, page: Path, files: dict[Path, str], root: Pat
         path = (page.parent / unquote(url.path)).resolve()
         if not path.is_file() or not path.is_relative_to(root):
             raise FileNotFoundError(f"{page.name} links to {tag[name]}, which is no file of the repository")
-        if path not in files:
-            needed.add(path)
+        needed.add(path)
         tag[name] = url._replace(path=quote(files.get(path, path.relative_to(root).as_posix()))).geturl()
-    return needed
+    return needed - files.keys()
 
 
 def _contents(body: BeautifulSoup) -> list[tuple[str, str, str]]:
@@ -172,8 +126,7 @@ def _contents(body: BeautifulSoup) -> list[tuple[str, str, str]]:
     for heading in body.select(".jp-MarkdownCell [id]:has(> .anchor-link)"):
         text = _text(heading)
         seen[text] += 1
-        name = unquote(str(heading["id"])) + (f"-{seen[text]}" if seen[text] > 1 else "")
-        heading["id"] = name
+        heading["id"] = name = unquote(str(heading["id"])) + (f"-{seen[text]}" if seen[text] > 1 else "")
         heading.select(".anchor-link")[-1]["href"] = f"#{quote(name)}"
         if heading.name in ("h2", "h3"):
             contents.append((heading.name, name, text))

@@ -18,7 +18,8 @@ import traitlets
 from torch import Tensor, nn
 
 from tme_utils import paths
-from tme_utils.models import IMAGE_SHAPE, VAE
+from tme_utils.metrics import posterior_parameters
+from tme_utils.vae import VAE, Bernoulli, check_images
 
 FRONT_END = Path(__file__).parent
 STEP = 0.01
@@ -50,9 +51,9 @@ class LatentExplorer:
     integer times a scale of its tensor; ``python -m benchmarks.explorer`` measures what that costs.
 
     Args:
-        model: a VAE with ``latent_dim`` 2, of the layers that :mod:`tme_utils.models` uses.
-        x: images (N, 1, 28, 28) in [0, 1]: the dots of the plane, and the neighbours shown beside the digit. A
-            thousand of them take about 0.2 MB of the page.
+        model: a VAE with ``latent_dim`` 2, of the layers of :mod:`tme_utils.vae`.
+        x: images (N, 1, 28, 28): the dots of the plane, and the neighbours shown beside the digit. A thousand of them
+            take about 0.2 MB of the page.
         y: their labels, integers from 0 to 9, (N,).
         z: the point where the walk begins: two numbers, in a tuple, an array or a tensor.
         poster: a PNG image that stands where no widget can run, such as on GitHub.
@@ -60,10 +61,6 @@ class LatentExplorer:
     Attributes:
         z1, z2: the sliders; ``z1.value`` follows the front end and moves it.
         widget: both sliders above the plane, to be placed in another layout.
-
-    Raises:
-        ValueError: if the latent space is not 2-D, a layer is not supported, a weight is NaN or infinite, an image
-            or a label is out of shape or range, z lies outside the plane or the poster is no PNG.
     """
 
     def __init__(
@@ -71,10 +68,13 @@ class LatentExplorer:
     ) -> None:
         """Check everything, then make the widgets; they appear when the explorer is displayed."""
         networks, weights = pack_networks(model)
-        _check_images(x, y)
+        check_images(x)
+        if y.shape != x.shape[:1] or y.is_floating_point() or not ((y >= 0) & (y <= 9)).all():
+            raise ValueError(f"y must hold {len(x)} integers from 0 to 9, got {y.dtype} {(*y.shape,)}: {y.unique()}")
         if poster is not None and not poster.startswith(PNG_SIGNATURE):
             raise ValueError(f"poster must be the bytes of a PNG image, got {poster[:8]!r}...")
-        mu = _means(model, x)
+        parameter = next(model.parameters())
+        mu = posterior_parameters(model, x.to(parameter.device, parameter.dtype))[0].float().cpu()
         limit = float(mu.abs().max().mul(1.02).clamp(min=4.0).mul(10).ceil()) / 10
         z = tuple(float(value) for value in z)  # the widgets take no number of numpy or torch
         if len(z) != 2 or not all(abs(value) <= limit for value in z):
@@ -92,15 +92,10 @@ class LatentExplorer:
             z1=z[0],
             z2=z[1],
         )
+        style, layout = {"description_width": "2em"}, ipywidgets.Layout(width="440px")
         self.z1, self.z2 = (
             ipywidgets.FloatSlider(
-                value,
-                min=-limit,
-                max=limit,
-                step=STEP,
-                description=name,
-                style={"description_width": "2em"},
-                layout=ipywidgets.Layout(width="440px"),
+                value, min=-limit, max=limit, step=STEP, description=name, style=style, layout=layout
             )
             for name, value in zip(("z₁", "z₂"), z, strict=True)
         )
@@ -121,72 +116,29 @@ class LatentExplorer:
     def to_html(self, path: Path | str, title: str = "The latent plane of a VAE") -> Path:
         """Write the explorer as one page that needs neither Python nor a network, and return its path.
 
-        The page opens at the sliders' present values.
-
-        Args:
-            path: the file to write, whole or not at all.
-            title: its heading.
+        The page opens at the sliders' present values; ``title`` is its heading.
         """
-        path = Path(path)
-        paths.check_writable(path)  # before the page is put together
         traits = {name: getattr(self._front_end, name) for name in FrontEnd.class_own_traits(sync=True)}
         packed = {name: b64encode(value).decode() for name, value in traits.items() if isinstance(value, bytes)}
         plain = traits | {"own_sliders": True, "z1": self.z1.value, "z2": self.z2.value}
-        page = PAGE.format(
-            title=html.escape(title),
-            css=(FRONT_END / "explorer.css").read_text(encoding="utf-8"),
-            script=(FRONT_END / "explorer.js").read_text(encoding="utf-8"),
-            traits=json.dumps({name: value for name, value in plain.items() if name not in packed}),
-            packed=json.dumps(packed),
-        )
+        names = {"template": "page.html", "css": "explorer.css", "script": "explorer.js"}
+        parts = {part: (FRONT_END / name).read_text(encoding="utf-8") for part, name in names.items()}
+        parts |= {"title": html.escape(title), "packed": json.dumps(packed)}
+        parts["traits"] = json.dumps({name: value for name, value in plain.items() if name not in packed})
         with paths.atomic_write(path) as partial:
-            partial.write_text(page, encoding="utf-8")
-        return path
-
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --tme-background: light-dark(white, #181818); }}
-body {{ margin: 24px auto; max-width: 940px; padding: 0 16px; }}
-body {{ background: var(--tme-background); color: light-dark(#222, #e6e6e6); }}
-h1 {{ font: 600 22px/1.3 system-ui, sans-serif; }}
-{css}</style>
-</head>
-<body>
-<h1>{title}</h1>
-<main><noscript>This page decodes digits in the browser: it needs JavaScript, and no network.</noscript></main>
-<script type="module">
-{script}
-const traits = {traits};
-for (const [name, text] of Object.entries({packed})) {{
-  traits[name] = new DataView(Uint8Array.from(atob(text), (character) => character.charCodeAt(0)).buffer);
-}}
-render({{ model: new PageModel(traits), el: document.querySelector("main") }});
-</script>
-</body>
-</html>
-"""
+            partial.write_text(parts.pop("template").format(**parts), encoding="utf-8")
+        return Path(path)
 
 
 def pack_networks(model: VAE) -> tuple[dict[str, list[dict[str, Any]]], bytes]:
     """The layers of both networks, and their weights as the front end reads them.
 
-    Returns:
-        (networks, weights): lists of layers under "encoder" and "decoder", where each tensor has its shape and its
-        scale; and the 16-bit integers of all tensors in order, all low bytes before all high ones, because that
-        compresses better.
-
-    Raises:
-        ValueError: if the latent space is not 2-D, a layer is not supported, or a weight is NaN or infinite.
+    Lists of layers under "encoder" and "decoder", where each tensor has its shape and scale; and the 16-bit integers
+    of all tensors in order, all low bytes before all high ones, because that compresses better.
     """
-    if model.latent_dim != 2:
-        raise ValueError(f"the explorer needs a model with latent_dim = 2, got latent_dim = {model.latent_dim}")
+    if model.latent_dim != 2 or type(model.likelihood) is not Bernoulli:
+        found = f"latent_dim = {model.latent_dim} and {type(model.likelihood).__name__}"
+        raise ValueError(f"the explorer needs a model with latent_dim = 2 and a Bernoulli likelihood, got {found}")
     integers: list[Tensor] = []
     networks = {
         name: [_pack_layer(where, layer, integers) for where, layer in _leaves(network, name)]
@@ -231,22 +183,3 @@ def _pack_layer(where: str, layer: nn.Module, integers: list[Tensor]) -> dict[st
     if not is_plain or layer.bias is None:
         raise ValueError(f"unsupported layer {where}: {layer}; the explorer runs {SUPPORTED}, with their plain options")
     return described | {"weight": pack("weight"), "bias": pack("bias")}
-
-
-def _check_images(x: Tensor, y: Tensor) -> None:
-    if x.shape[1:] != IMAGE_SHAPE or len(x) == 0:
-        raise ValueError(f"x must have shape (N, 1, 28, 28) with N >= 1, got {tuple(x.shape)}")
-    if not ((x >= 0) & (x <= 1)).all():
-        raise ValueError(f"x must lie in [0, 1], got values from {float(x.min())} to {float(x.max())}")
-    if y.shape != x.shape[:1]:
-        raise ValueError(f"y must have shape ({len(x)},), one label for each image, got {tuple(y.shape)}")
-    if y.is_floating_point() or not ((y >= 0) & (y <= 9)).all():
-        raise ValueError(f"y must hold integers from 0 to 9, got {y.dtype} from {y.min()} to {y.max()}")
-
-
-@torch.no_grad()
-def _means(model: VAE, x: Tensor) -> Tensor:
-    """Posterior mean of each image, (N, 2), on the CPU."""
-    parameter = next(model.parameters())
-    parts = [model.encode(part.to(parameter.device, parameter.dtype))[0] for part in x.split(1000)]
-    return torch.cat(parts).float().cpu()

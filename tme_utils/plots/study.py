@@ -1,0 +1,217 @@
+"""Trained models side by side: seeds, latent dimensions, rates and distortions, spectra."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from tme_utils.plots.shared import COLOURS, draw_tiles, log2_axis, note, panel_axes
+
+# A light and a dark colour, told apart without hue; the colour of any other architecture lies between the two.
+ARCHITECTURE_COLOURS, OTHER_COLOUR = {"mlp": "#56b4e9", "conv": "#7a3b8f"}, "#d55e00"
+ARCHITECTURE_MARKERS, OTHER_MARKER = {"mlp": "o", "conv": "s"}, "D"
+
+
+def _look(architecture: str) -> tuple[str, str]:
+    """Colour and marker."""
+    colour = ARCHITECTURE_COLOURS.get(architecture, OTHER_COLOUR)
+    return colour, ARCHITECTURE_MARKERS.get(architecture, OTHER_MARKER)
+
+
+def seed_dots(table: pd.DataFrame, scores: Mapping[str, str], live: Mapping[str, Any] | None = None) -> Figure:
+    """One dot for each trained model, a bar at the mean of its seeds: a row of panels for each latent dimension.
+
+    A score is column -> title. ``live`` is one more row of the table, a star to the right of the others of its model.
+    """
+    if table.empty:
+        raise ValueError("the table must hold at least one row, got none")
+    dims = sorted(table["latent_dim"].unique(), reverse=True)
+    found = table["architecture"].unique().tolist()
+    names = sorted(found, key=[*ARCHITECTURE_COLOURS, *found].index)
+    size = (2.6 * len(scores), 2.7 * len(dims))
+    fig, axes = plt.subplots(len(dims), len(scores), figsize=size, squeeze=False, sharex=True)
+    for (dim, score), ax in zip(itertools.product(dims, scores), axes.flat, strict=True):
+        rows = table[table["latent_dim"] == dim]
+        for name, values in rows.groupby("architecture")[score]:
+            (colour, marker), i, mean = _look(name), names.index(name), values.mean()
+            ax.plot([i - 0.3, i + 0.3], [mean, mean], color=colour)
+            shift = np.linspace(-0.12, 0.12, len(values))
+            ax.plot(i + shift, values, marker, color=colour, markeredgecolor="white")
+            ax.annotate(f"{mean:.1f}", (i + 0.33, mean), fontsize=10, va="center")
+            if live and score in live and (live["architecture"], live["latent_dim"]) == (name, dim):
+                ax.plot(i + 0.22, live[score], "*", color="black", markersize=11, zorder=3)
+        ax.set(xticks=range(len(names)), xticklabels=names, xlim=(-0.5, len(names) - 0.25))
+        ax.margins(y=0.2)
+    for ax, title in zip(axes[0], scores.values(), strict=True):
+        ax.set_title(title)
+    for ax, dim in zip(axes[:, 0], dims, strict=True):
+        ax.set_ylabel(f"$d$ = {dim}\nnats per image")
+    return fig
+
+
+def spectra(images: Mapping[str, Any]) -> Figure:
+    """Power of sets of images (N, 1, 28, 28) against the frequency across or down the image, a line for each set."""
+    fig, ax = plt.subplots(figsize=(7.5, 3.8))
+    colours = {"test images": "black"} | ARCHITECTURE_COLOURS
+    for (name, stack), style in zip(images.items(), itertools.cycle(["-", "--", ":", "-."]), strict=False):
+        power = 10 * np.log10(axis_power(stack) + 1e-12)
+        # The constant is left out: it says how much ink, not how it is spread.
+        ax.plot(np.arange(1, 15) / 28, power[1:], style, color=colours.get(name, OTHER_COLOUR), label=name)
+    ax.set(xlabel="frequency (cycles per pixel)", ylabel="power (dB)")
+    ax.legend(fontsize=11)
+    return fig
+
+
+def axis_power(images: Any) -> Any:
+    """Mean power of images (N, 1, 28, 28) at the frequencies 0, 1/28, ..., 14/28 cycles per pixel, (15,).
+
+    The squared modulus of the discrete Fourier transform, averaged over the images, over the four lowest
+    frequencies of the other axis, and over both axes.
+    """
+    images = np.asarray(images, dtype=float)
+    if images.ndim != 4 or images.shape[1:] != (1, 28, 28) or len(images) == 0:
+        raise ValueError(f"need images (N, 1, 28, 28), got {images.shape}")
+    power = (np.abs(np.fft.fft2(images[:, 0])) ** 2).mean(axis=0)
+    return (power[:15, :4].mean(axis=1) + power[:4, :15].mean(axis=0)) / 2
+
+
+def difference_histogram(difference: Any, names: Sequence[str]) -> Figure:
+    """How many images one of two models describes better: recon of the first minus of the second, (N,), in nats."""
+    values = np.asarray(difference, dtype=float)
+    limit = float(np.ceil(np.quantile(np.abs(values), 0.999)))
+    fig, ax = plt.subplots(figsize=(7.5, 3.4))
+    for sign, name in zip((-1, 1), names, strict=True):
+        part = values[np.sign(values) == sign].clip(-limit, limit)
+        label = f"{name} better:\n{100 * len(part) / len(values):.0f} % of the images"
+        edges = np.linspace(-limit, limit, 81).tolist()
+        ax.hist(part, edges, color=ARCHITECTURE_COLOURS.get(name, "0.5"), label=label)
+    ax.axvline(0, color=COLOURS["reference"], linewidth=1)
+    ax.set(xlabel=f"recon of {names[0]} − recon of {names[1]} (nats)", ylabel="test images", xlim=(-limit, limit))
+    text = "one in a thousand lies beyond,\ncounted in the last bars"
+    ax.text(0.99, 0.4, text, transform=ax.transAxes, ha="right", fontsize=10)
+    ax.legend(fontsize=11, loc="upper left")
+    return fig
+
+
+def bound_by_samples(table: pd.DataFrame, published: Mapping[str, float]) -> Figure:
+    """The bound −IW_K (``iw_nll``) against its number of samples K, a line for each seed, beside published numbers."""
+    fig, ax = plt.subplots(figsize=(7.5, 4))
+    for seed, rows in table.sort_values("iw_samples").groupby("seed"):
+        n_samples, nll = rows["iw_samples"].to_numpy(), rows["iw_nll"].to_numpy()
+        ax.plot(n_samples, nll, "o-", color=ARCHITECTURE_COLOURS["conv"], markersize=5, alpha=0.8)
+        note(ax, f"seed {seed}: {nll[-1]:.2f}", (n_samples[-1], nll[-1]), (0, -9), ha="center", va="top")
+    for name, value in published.items():
+        ax.axhline(value, color=COLOURS["reference"], linestyle="--", linewidth=1.2)
+        note(ax, name, (1, value), (0, 3), xycoords=ax.get_yaxis_transform(), ha="right")
+    ax.set(xscale="log", xlabel="importance samples $K$ for each image", ylabel=r"$-\mathrm{IW}_K$ (nats per image)")
+    ax.margins(x=0.09, y=0.15)
+    return fig
+
+
+class Line(NamedTuple):
+    """A score by latent dimension, the index of its values; a column for each seed. Style: matplotlib's, as "o-"."""
+
+    values: pd.DataFrame
+    style: str
+    colour: str
+
+
+def by_dimension(
+    panels: Mapping[str, tuple[str, Mapping[str, Line]]],
+    references: Mapping[str, Mapping[str, float]] | None = None,
+    log_y: Sequence[str] = (),
+    n_columns: int = 3,
+) -> Figure:
+    """Scores against the latent dimension: lines through the means, dots for the seeds, a band over their range.
+
+    A panel is title -> (label of its vertical axis, name -> line), its references title -> name -> a value drawn
+    across it; ``log_y`` holds titles. Names are listed once, beside the last panel.
+    """
+    n_columns = min(n_columns, len(panels))
+    n_rows = -(-len(panels) // n_columns)
+    fig, axes = panel_axes(panels, (4.1 * n_columns + 0.6, 3.8 * n_rows), (n_rows, n_columns))
+    handles: dict[str, Any] = {}
+    for ax, (title, (ylabel, lines)) in zip(axes, panels.items(), strict=True):
+        for name, (values, style, colour) in lines.items():
+            dims, seeds = values.index.to_numpy(), values.to_numpy(dtype=float)
+            low, mean, high = (of(seeds, axis=1) for of in (np.nanmin, np.nanmean, np.nanmax))
+            ax.fill_between(dims, low, high, color=colour, alpha=0.25, linewidth=0)
+            if seeds.shape[1] > 1:
+                ax.plot(dims, seeds, ".", color=colour, markersize=4)
+            (handle,) = ax.plot(dims, mean, style, color=colour, markersize=6, fillstyle="none")
+            handles.setdefault(name, handle)
+        log2_axis(ax, sorted({d for line in lines.values() for d in line.values.index}), "latent dimension $d$")
+        ax.set(ylabel=ylabel, yscale="log" if title in log_y else "linear")
+        for name, value in (references or {}).get(title, {}).items():
+            ax.axhline(value, color=COLOURS["reference"], linestyle=":", linewidth=1.2)
+            note(ax, name, (0.01, value), (0, 3), xycoords=ax.get_yaxis_transform(), fontsize=10)
+    fig.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1, 0.55), fontsize=11)
+    return fig
+
+
+def sorted_divergences(panels: Mapping[str, Any], threshold: float) -> Figure:
+    """KL divergence of each latent coordinate, in nats: a dot at the mean of the seeds, a bar over their range.
+
+    An architecture's are (n_seeds, latent_dim), each row sorted; the title counts those above the threshold.
+    """
+    fig, axes = panel_axes(panels, (4.6 * len(panels), 3.6), sharey=True)
+    for ax, (name, divergences) in zip(axes, panels.items(), strict=True):
+        values, (colour, marker) = np.asarray(divergences, dtype=float), _look(name)
+        rank = np.arange(1, values.shape[1] + 1)
+        ax.vlines(rank, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.5, linewidth=3)
+        ax.plot(rank, values.mean(axis=0), marker, color=colour, markersize=4)
+        ax.axhline(threshold, color=COLOURS["reference"], linestyle="--", linewidth=1.2)
+        note(ax, f"{threshold:g} nats", (rank[-1], threshold), (0, 3), ha="right")
+        above = " or ".join(map(str, np.unique((values > threshold).sum(axis=1))))
+        ax.set(title=f"{name}: {above} above", xlabel="coordinate, by its KL", yscale="log")
+    axes[0].set_ylabel("KL (nats per image)")
+    return fig
+
+
+def picture_grids(panels: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Grids of images side by side, title -> label of the row -> images (N, 28, 28), with the same rows in each."""
+    rows, *others = (list(grid) for grid in panels.values())
+    if any(other != rows for other in others):
+        raise ValueError(f"every panel must have the same rows, got {[rows, *others]}")
+    columns = [len(grid[rows[0]]) for grid in panels.values()]
+    size = (0.9 + 0.45 * (sum(columns) + len(columns)), 0.6 + 0.46 * len(rows))
+    fig, axes = panel_axes(panels, size, width_ratios=columns)
+    for ax, n_columns, grid in zip(axes, columns, panels.values(), strict=True):
+        images = np.concatenate([np.asarray(stack) for stack in grid.values()])[:, None]
+        draw_tiles(ax, images, n_columns, rows if ax is axes[0] else ())
+    return fig
+
+
+def rate_distortion(curves: Mapping[str, tuple[pd.DataFrame, str, str]], sums: Sequence[float]) -> Figure:
+    """Models in the plane of rate and distortion, in nats, and lines where their sum, the −ELBO, has these values.
+
+    A curve is (rows with ``label``, ``rate`` and ``distortion`` in the order to join them; format; colour). Rows of one
+    label are seeds: a dot each, and the line passes through their mean.
+    """
+    fig, ax = plt.subplots(figsize=(7.2, 5.2))
+    for name, (rows, style, colour) in curves.items():
+        means = rows.groupby("label", sort=False)[["rate", "distortion"]].mean()
+        ax.plot(means["rate"], means["distortion"], style, color=colour, label=name, markersize=6)
+        ax.plot(rows["rate"], rows["distortion"], ".", color=colour, markersize=3)
+        # Curves meet: a dashed one has its labels on the other side.
+        shift, side = ((10, -19), "right") if "--" in style else ((6, 5), "left")
+        box, last = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}, np.full(2, np.inf)
+        for label, place in zip(means.index, means.to_numpy(), strict=True):
+            if np.abs(place - last).max() > 2:  # nats; nearer ones would be written over each other
+                note(ax, str(label), place, shift, ha=side, color=colour, fontsize=10, bbox=box)
+                last = place
+    ax.margins(y=0.12)
+    limits = ax.axis()
+    rate = np.array(limits[:2])
+    for value in sums:
+        ax.plot(rate, value - rate, color=COLOURS["reference"], linestyle=":", linewidth=1)
+        end = (rate[1], value - rate[1])  # the names stand beside the axes, where no model is
+        note(ax, f"−ELBO = {value:g}", end, (5, 0), va="center", annotation_clip=False, fontsize=10)
+    ax.axis(limits)
+    ax.set(xlabel="rate: KL (nats per image)", ylabel="distortion: recon (nats per image)")
+    ax.legend(fontsize=11)
+    return fig
