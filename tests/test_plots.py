@@ -112,8 +112,6 @@ IMAGES, GRID = np.zeros((4, 1, 28, 28)), np.zeros((4, 4, 1, 28, 28))
         (lambda: plots.latent_scatter(plt.gca(), np.zeros((9, 2)), np.zeros(8)), r"N labels, got .* \(8,\)"),
         (lambda: plots.save_gif([], "none"), "at least one frame"),
         (lambda: plots.seed_dots(pd.DataFrame(), {}), "at least one row, got none"),
-        (lambda: plots.axis_power(IMAGES[:0]), r"need images \(N, 1, 28, 28\), got \(0, 1, 28, 28\)"),
-        (lambda: plots.axis_power(IMAGES[..., :14]), r"need images .*, got \(4, 1, 28, 14\)"),
         (lambda: plots.picture_grids({"a": {"2": IMAGES[:, 0]}, "b": {"3": IMAGES[:, 0]}}), "the same rows"),
         (lambda: plots.holes(np.zeros((8, 9)), GRID, 0.1), r"m a multiple of 4, got \(8, 9\)"),
         (lambda: plots.holes(np.zeros((6, 6)), GRID, 0.1), r"m a multiple of 4, got \(6, 6\)"),
@@ -331,13 +329,6 @@ def test_kl_shape_is_drawn_from_its_arrays():
     assert points(right, "None") == [[[-6, 2.5], [0, 0], [2, 2.2]]]
 
 
-def test_monte_carlo_line_has_the_slope_given():
-    fig = plots.monte_carlo_error([100, 10_000], [0.2, 0.01], slope=-0.5, intercept=0.0)
-    assert "fitted line, slope −0.50" in drawn(fig)
-    assert points(fig.axes[0], "o") == [[[100, 0.2], [10_000, 0.01]]]
-    np.testing.assert_allclose(points(fig.axes[0], "None"), [[[100, 0.1], [10_000, 0.01]]])
-
-
 def test_gradient_estimators_keep_their_names(generator):
     draws = {"reparametrisation": torch.randn(500, generator=generator()), "score function": torch.arange(500.0)}
     fig = plots.gradient_estimators(draws, 1.0, [1, 2], {"reparametrisation": [1, 1], "score function": [9, 8]})
@@ -369,24 +360,6 @@ def test_every_seed_is_a_dot_beside_the_mean_of_its_model_and_a_live_one_a_star(
     assert star[1] == 89.5
     assert max(x for x, _ in points(above, "s")[0]) + 0.05 < star[0] < 1.3  # hides none of them, and is still theirs
     assert points(below, "*") == []
-
-
-def test_power_of_a_constant_and_of_stripes_is_where_it_belongs(random_images):
-    ones = np.ones((1, 1, 28, 28))
-    power = plots.axis_power(np.concatenate([ones, -ones]))  # a mean over images, not the power of their mean
-    assert power == pytest.approx([784**2 / 4, *[0] * 14], abs=1e-12)  # one of the four frequencies averaged over
-    for period, place in [(2, 14), (7, 4)]:
-        wave = ones * np.cos(2 * np.pi * np.arange(28) / period)
-        assert plots.axis_power(wave).argmax() == place
-        np.testing.assert_allclose(plots.axis_power(wave), plots.axis_power(wave.swapaxes(2, 3)), atol=1e-9)
-
-
-def test_spectra_are_lines_named_after_their_sets_up_to_half_a_cycle_per_pixel(random_images):
-    fig = plots.spectra({"test images": random_images(2), "conv, untrained": random_images(2, 1)})
-    assert {"test images", "conv, untrained", "power (dB)"} <= drawn(fig)
-    for line, seed in zip(fig.axes[0].lines, (0, 1), strict=True):
-        assert line.get_xdata()[[0, -1]].tolist() == [1 / 28, 0.5]
-        np.testing.assert_allclose(line.get_ydata(), 10 * np.log10(plots.axis_power(random_images(2, seed))[1:]))
 
 
 def test_the_histogram_counts_every_image_on_its_side():

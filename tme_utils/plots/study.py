@@ -1,4 +1,4 @@
-"""Trained models side by side: seeds, latent dimensions, rates and distortions, spectra."""
+"""Trained models side by side: seeds, latent dimensions, rates and distortions."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -51,32 +51,6 @@ def seed_dots(table: pd.DataFrame, scores: Mapping[str, str], live: Mapping[str,
     for ax, dim in zip(axes[:, 0], dims, strict=True):
         ax.set_ylabel(f"$d$ = {dim}\nnats per image")
     return fig
-
-
-def spectra(images: Mapping[str, Any]) -> Figure:
-    """Power of sets of images (N, 1, 28, 28) against the frequency across or down the image, a line for each set."""
-    fig, ax = plt.subplots(figsize=(7.5, 3.8))
-    colours = {"test images": "black"} | ARCHITECTURE_COLOURS
-    for (name, stack), style in zip(images.items(), itertools.cycle(["-", "--", ":", "-."]), strict=False):
-        power = 10 * np.log10(axis_power(stack) + 1e-12)
-        # The constant is left out: it says how much ink, not how it is spread.
-        ax.plot(np.arange(1, 15) / 28, power[1:], style, color=colours.get(name, OTHER_COLOUR), label=name)
-    ax.set(xlabel="frequency (cycles per pixel)", ylabel="power (dB)")
-    ax.legend(fontsize=11)
-    return fig
-
-
-def axis_power(images: Any) -> Any:
-    """Mean power of images (N, 1, 28, 28) at the frequencies 0, 1/28, ..., 14/28 cycles per pixel, (15,).
-
-    The squared modulus of the discrete Fourier transform, averaged over the images, over the four lowest
-    frequencies of the other axis, and over both axes.
-    """
-    images = np.asarray(images, dtype=float)
-    if images.ndim != 4 or images.shape[1:] != (1, 28, 28) or len(images) == 0:
-        raise ValueError(f"need images (N, 1, 28, 28), got {images.shape}")
-    power = (np.abs(np.fft.fft2(images[:, 0])) ** 2).mean(axis=0)
-    return (power[:15, :4].mean(axis=1) + power[:4, :15].mean(axis=0)) / 2
 
 
 def difference_histogram(difference: Any, names: Sequence[str]) -> Figure:

@@ -140,20 +140,6 @@ def kl_shape(mu: Any, kl_of_mu: Any, logvar: Any, kl_of_logvar: Any) -> Figure:
     return fig
 
 
-def monte_carlo_error(n_samples: Any, errors: Any, slope: float, intercept: float) -> Figure:
-    """Root mean square error of a Monte Carlo estimate, in nats, by its number of draws, and the line fitted to it.
-
-    Slope and intercept are those of log10(errors) by log10(n_samples).
-    """
-    fig, ax = plt.subplots(figsize=(7, 4))
-    line, label = 10**intercept * np.asarray(n_samples, dtype=float) ** slope, number(slope, ".2f")
-    ax.loglog(n_samples, line, color=REFERENCE, label=f"fitted line, slope {label}")
-    ax.loglog(n_samples, errors, "o", color=KL, markersize=8, label="error of the estimates")
-    ax.set(xlabel="draws of $z$", ylabel="RMS error of the KL, nats")
-    ax.legend()
-    return fig
-
-
 def gradient_estimators(
     draws: Mapping[str, Any], exact: float, dims: Sequence[int], variances: Mapping[str, Any]
 ) -> Figure:
