@@ -18,8 +18,14 @@ from tme_utils.training import Probes, Recipe, fit, seeded
 from tme_utils.vae import mlp_vae
 
 TIMEOUT = 60_000  # milliseconds: a busy machine is slow, not wrong
-# A file, notebook or not, runs on one worker, and so do all tests in a browser. These begin first, the longest before.
-FIRST = ("03_conv_vae.ipynb", "02_mlp_vae.ipynb", "browser", "01_theory_and_kl.ipynb", "05_latent_exploration.ipynb")
+# Each file, notebook or not, runs on one worker. These begin first, the longest before.
+FIRST = (
+    "03_conv_vae.ipynb",
+    "02_mlp_vae.ipynb",
+    "test_browser.py",
+    "01_theory_and_kl.ipynb",
+    "05_latent_exploration.ipynb",
+)
 
 settings.register_profile("report", deadline=None, derandomize=True)
 settings.load_profile("report")
@@ -30,16 +36,10 @@ def pytest_xdist_auto_num_workers():
     return allowed_cores()
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Name the group of each test, and put the groups that take longest first."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-    groups = [item.get_closest_marker("xdist_group").args[0] for item in items]
-    rank = {name: i for i, name in enumerate(dict.fromkeys([*FIRST, *groups]))}
-    order = sorted(range(len(items)), key=lambda i: rank[groups[i]])
-    items[:] = [items[i] for i in order]
+    """Put the files that take longest first, in the same order on every worker."""
+    rank = {name: i for i, name in enumerate(dict.fromkeys([*FIRST, *(item.path.name for item in items)]))}
+    items.sort(key=lambda item: rank[item.path.name])
 
 
 def pytest_configure(config):

@@ -13,7 +13,6 @@ from conftest import opened
 from tme_utils import paths
 from tools.site import WIDGET, build
 
-pytestmark = pytest.mark.xdist_group("browser")  # all of them, so that the site is built once
 
 SOURCES = {"index.html": paths.ROOT / "README.md"}
 SOURCES |= {f"{path.stem}.html": path for path in sorted((paths.ROOT / "notebooks").glob("*.ipynb"))}
