@@ -17,7 +17,6 @@ from tme_utils.explorer import LatentExplorer
 from tme_utils.training import seeded
 from tme_utils.vae import IMAGE_SHAPE, VAE
 
-
 N_IMAGES = 500
 KEYS = {"down": "ArrowDown", "left": "ArrowLeft", "right": "ArrowRight", "up": "ArrowUp"}
 

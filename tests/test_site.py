@@ -13,7 +13,6 @@ from conftest import opened
 from tme_utils import paths
 from tools.site import WIDGET, build
 
-
 SOURCES = {"index.html": paths.ROOT / "README.md"}
 SOURCES |= {f"{path.stem}.html": path for path in sorted((paths.ROOT / "notebooks").glob("*.ipynb"))}
 READY = "() => window.MathJax?.startup?.promise && MathJax.startup.promise.then(() => true)"
