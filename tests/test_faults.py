@@ -114,7 +114,7 @@ WRITERS = {
     "checkpoint": lambda folder: save_checkpoint(folder / "a.safetensors", SMALL(), {}, History()),
     "rows": lambda folder: fill(folder / "rows.csv", {uuid4().hex: partial(dict, value=0.5)}, progress=False),
     "table": lambda folder: study.save_table([{"value": 0.5}] * 1000, "table"),
-    "pictures": lambda folder: study.save_pictures(folder / "images.npz", [0]),
+    "pictures": lambda folder: study.save_pictures(folder / "images.npz", [0], progress=False),
     "figure": lambda folder: plots.save_figure(Figure(), "figure"),
     "film": lambda folder: plots.save_gif([plots.to_png(Figure())] * 2, "film"),
     "page": lambda folder: explorer.LatentExplorer(SMALL(), X, torch.arange(40) % 10).to_html(folder / "page.html"),

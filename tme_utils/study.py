@@ -291,10 +291,18 @@ def pictures(configuration: Configuration) -> dict[str, Any]:
     return {f"{stem}_{name}": (255 * p).round().to(torch.uint8).numpy() for name, p in probs.items()}
 
 
-def save_pictures(path: Path | str, configurations: Sequence[Configuration], executor: Executor | None = None) -> None:
+def save_pictures(
+    path: Path | str,
+    configurations: Sequence[Configuration],
+    executor: Executor | None = None,
+    *,
+    progress: bool = True,
+) -> None:
     """Write the pictures of these models to one file, moved into place when complete."""
     results = executor.map(pictures, configurations) if executor else map(pictures, configurations)
-    arrays = [each for found in tqdm(results, "pictures", len(configurations)) for each in found.items()]
+    arrays = [
+        each for found in tqdm(results, "pictures", len(configurations), disable=not progress) for each in found.items()
+    ]
     with paths.atomic_write(path) as partial_file, partial_file.open("wb") as file:
         np.savez_compressed(file, **dict(arrays))
 
