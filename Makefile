@@ -15,7 +15,7 @@ report: $(VENV)/ready
 	@echo 'The report stands in notebooks/ with its new outputs, its figures in figures/. Read it with: make lab'
 
 # One notebook, also by hand: make run-02_mlp_vae
-run-%: $(VENV)/ready
+$(NOTEBOOKS:%=run-%): run-%: $(VENV)/ready
 	@mkdir -p $(VENV)/report; start=$$(date +%s); log=$(VENV)/report/$*.log; echo "$*: begins"; \
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level=ERROR \
 		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False \
