@@ -2,8 +2,6 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from fnmatch import fnmatch
-from pathlib import Path
 
 import pytest
 
@@ -11,8 +9,7 @@ from tme_utils import paths
 from tme_utils.paths import atomic_write
 
 
-def test_the_folder_of_figures_can_be_set_and_is_not_the_committed_one_in_tests(monkeypatch, tmp_path):
-    assert paths.ROOT not in Path(os.environ["TME_FIGURES"]).parents
+def test_the_folder_of_figures_can_be_set(monkeypatch, tmp_path):
     monkeypatch.setenv("TME_FIGURES", str(tmp_path))
     assert paths.figures_dir() == tmp_path
     monkeypatch.delenv("TME_FIGURES")
@@ -26,7 +23,6 @@ def test_a_file_is_replaced_when_the_block_is_done_and_not_before(tmp_path):
         assert partial.suffix == ".csv"
         partial.write_text("whole")
         assert not path.exists()
-        assert any(fnmatch(partial.name, line) for line in (paths.ROOT / ".gitignore").read_text().split())
     assert path.read_text() == "whole"
     assert list(path.parent.iterdir()) == [path]
 
