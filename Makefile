@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# The longest first: they run side by side, one on each core.
-NOTEBOOKS = 03_conv_vae 02_mlp_vae 05_latent_exploration 01_theory_and_kl 04_latent_dimension A_common_mistakes
+# They run side by side, one on each core, the longest first.
+LONGEST = 03_conv_vae 02_mlp_vae 05_latent_exploration
+NOTEBOOKS = $(LONGEST) $(filter-out $(LONGEST),$(basename $(notdir $(sort $(wildcard notebooks/*.ipynb)))))
 CORES ?= $(shell nproc 2> /dev/null || sysctl -n hw.ncpu)
 
 .PHONY: report test quick strict lab site $(NOTEBOOKS:%=run-%)

@@ -154,12 +154,13 @@ def machine() -> dict[str, Any]:
 
 
 def beside_others(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """These rows, and those of the other architectures in the table, as text, so that no digit of them changes."""
+    """These rows and those of the other architectures in the table, all as text, so that no digit of them changes."""
     table, known = paths.figures_dir() / "speed_training.csv", []
     if table.exists():
         with table.open(newline="", encoding="utf-8") as file:
             known = list(csv.DictReader(file))
-    return list({row["architecture"]: row for row in [*known, *rows]}.values())
+    merged = {row["architecture"]: {name: str(value) for name, value in row.items()} for row in [*known, *rows]}
+    return list(merged.values())
 
 
 def main() -> None:

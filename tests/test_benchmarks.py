@@ -4,32 +4,31 @@ import csv
 import shutil
 import sys
 
+import nbformat
 import pytest
 import torch
 
 from benchmarks import browser, recipe, training
+from benchmarks.explorer import CELL, MODELS
 from tme_utils import paths
 from tme_utils.architectures import VAES
 from tme_utils.data import Images
+from tme_utils.study import allowed_cores
 from tme_utils.training import History
 from tme_utils.vae import ElboTerms
 
-TABLE = paths.ROOT / "figures" / "02_recipe.csv"
+SEARCH, SPEED = (paths.ROOT / "figures" / f"{name}.csv" for name in ("02_recipe", "speed_training"))
 
 
 @pytest.fixture
 def fits(monkeypatch, random_images):
     """Trainings that cost nothing: the models that ``fit`` was given, and the history that it returns."""
     models, history = [], History(rows=[{"seconds": 1.0}])
-
-    def fit(model, *_, **__):
-        models.append(model)
-        return history
-
-    monkeypatch.setattr(recipe, "fit", fit)
     terms = ElboTerms(torch.tensor([100.0]), torch.tensor([4.5]))
+    for module in (recipe, training):
+        monkeypatch.setattr(module, "fit", lambda model, *_, **__: models.append(model) or history)
+        monkeypatch.setattr(module, "load_mnist", lambda _: Images(random_images(2), torch.zeros(2)))
     monkeypatch.setattr(recipe, "evaluate", lambda *_: terms)
-    monkeypatch.setattr(recipe, "load_mnist", lambda _: Images(random_images(2), torch.zeros(2)))
     monkeypatch.setattr(sys, "argv", ["recipe"])
     return models, history
 
@@ -43,36 +42,27 @@ def figures(monkeypatch, tmp_path):
 
 def test_the_committed_search_is_complete(fits, figures):
     figures.mkdir()
-    shutil.copy(TABLE, figures)
+    shutil.copy(SEARCH, figures)
     recipe.main()
     assert fits[0] == []
-    assert (figures / TABLE.name).read_bytes() == TABLE.read_bytes()
+    assert (figures / SEARCH.name).read_bytes() == SEARCH.read_bytes()
 
 
-def test_a_search_from_nothing_makes_folder_and_table(fits, figures):
-    recipe.main()
-    lines = (figures / TABLE.name).read_text().splitlines()
-    assert len(lines) == len(fits[0]) + 1 == len(TABLE.read_text().splitlines())
-    assert lines[:2] == [TABLE.read_text().splitlines()[0], "mlp,0.002,0.95,0,10,104.500,104.500"]
-    recipe.main()
-    assert len(lines) == len(fits[0]) + 1
+def test_a_search_makes_folder_and_table_once_for_each_number_of_epochs(fits, figures, monkeypatch):
+    committed = SEARCH.read_text().splitlines()
+    for n_searches in (1, 1, 2):
+        monkeypatch.setattr(recipe, "N_EPOCHS", 9 + n_searches)
+        recipe.main()
+        lines = (figures / SEARCH.name).read_text().splitlines()
+        assert len(lines) - 1 == len(fits[0]) == n_searches * (len(committed) - 1)
+        assert lines[:2] == [committed[0], "mlp,0.002,0.95,0,10,104.500,104.500"]
 
 
-def test_another_number_of_epochs_is_another_search(fits, figures, monkeypatch):
-    monkeypatch.setattr(recipe, "SETTINGS", {name: settings[:1] for name, settings in recipe.SETTINGS.items()})
-    recipe.main()
-    n = len(fits[0])
-    monkeypatch.setattr(recipe, "N_EPOCHS", 11)
-    recipe.main()
-    assert len(fits[0]) == 2 * n
-
-
-def test_ctrl_c_leaves_no_number_of_a_model_half_trained(fits, figures, random_images, monkeypatch):
+def test_ctrl_c_leaves_no_number_of_a_model_half_trained(fits, figures, random_images):
     fits[1].interrupted = True
     with pytest.raises(KeyboardInterrupt):
         recipe.main()
     assert not figures.exists()
-    monkeypatch.setattr(training, "fit", lambda *_, **__: fits[1])
     with pytest.raises(KeyboardInterrupt):
         training.fit_epoch("mlp", random_images(2))
 
@@ -83,11 +73,10 @@ def test_every_architecture_has_its_bare_operations(architecture, monkeypatch):
     assert training.bare_epoch(architecture) > 0
 
 
-def test_measuring_one_architecture_leaves_the_rows_of_the_others(figures, monkeypatch, random_images):
-    committed = paths.ROOT / "figures" / "speed_training.csv"
+@pytest.mark.usefixtures("fits")
+def test_measuring_one_architecture_leaves_the_rows_of_the_others_and_names_the_machine(figures, monkeypatch):
     figures.mkdir()
-    shutil.copy(committed, figures)
-    monkeypatch.setattr(training, "load_mnist", lambda _: Images(random_images(2), torch.zeros(2)))
+    shutil.copy(SPEED, figures)
     monkeypatch.setattr(training, "MNIST", lambda *_, **__: [0])
     for name, seconds in [("plain_epoch", 2.0), ("fit_epoch", (1.0, 0.1)), ("bare_epoch", 0.5)]:
         monkeypatch.setattr(training, name, lambda *_, seconds=seconds: seconds)
@@ -96,18 +85,23 @@ def test_measuring_one_architecture_leaves_the_rows_of_the_others(figures, monke
         training.main()
     before, after = (
         {row["architecture"]: row for row in csv.DictReader(path.read_text().splitlines())}
-        for path in (committed, figures / committed.name)
+        for path in (SPEED, figures / SPEED.name)
     )
     assert list(after) == ["mlp", "conv", "residual"]
     assert after["conv"].items() >= before["conv"].items()
+    measured = {"plain_seconds": "2.0", "fit_seconds": "1.0", "bare_seconds": "0.5", "evaluation_seconds": "0.1"}
     for name in ("mlp", "residual"):
-        assert [after[name][f"{way}_seconds"] for way in ("plain", "fit", "bare", "evaluation")] == [
-            "2.0",
-            "1.0",
-            "0.5",
-            "0.1",
-        ]
+        assert after[name].items() >= (measured | {"cores": str(allowed_cores())}).items()
         assert after[name]["processor"]
+
+
+@pytest.mark.parametrize(("architecture", "name"), MODELS.items())
+def test_the_notebook_to_measure_shows_the_shipped_models_explorer(architecture, name, tmp_path):
+    browser.write_notebook(tmp_path / "one.ipynb", CELL.format(name=name, n=3))
+    (cell,) = nbformat.read(tmp_path / "one.ipynb", as_version=4).cells
+    *lines, shown = cell.source.strip().splitlines()
+    exec("\n".join(lines), scope := {})
+    assert repr(eval(shown, scope)) == f"LatentExplorer({architecture}, 3 images)"
 
 
 def test_a_browser_of_another_name_is_found(monkeypatch, tmp_path):

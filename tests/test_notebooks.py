@@ -16,7 +16,7 @@ NOTEBOOKS = sorted((paths.ROOT / "notebooks").glob("*.ipynb"))
 N_IGNORED = {"02_mlp_vae.ipynb": 2, "03_conv_vae.ipynb": 1}  # trainings, with a live panel and a progress bar
 IGNORED = re.compile(r"nbval-(?:ignore-output|skip|raises-exception)|raises-exception|#\s*(?:NBVAL|PYTEST_VALIDATE)_\w")
 MAX_LINES = 25
-MAX_BYTES = 8_000_000
+MAX_BYTES = 5_000_000
 
 NEVER_IN_CODE = (
     r"(?m)^\s*!.*|^\s*%{1,2}(?:pip|conda|bash|sh|script|sx|system)\b.*"

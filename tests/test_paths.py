@@ -2,6 +2,8 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +11,8 @@ from tme_utils import paths
 from tme_utils.paths import atomic_write
 
 
-def test_the_folder_of_figures_can_be_set(monkeypatch, tmp_path):
+def test_the_folder_of_figures_can_be_set_and_is_not_the_committed_one_in_tests(monkeypatch, tmp_path):
+    assert paths.ROOT not in Path(os.environ["TME_FIGURES"]).parents
     monkeypatch.setenv("TME_FIGURES", str(tmp_path))
     assert paths.figures_dir() == tmp_path
     monkeypatch.delenv("TME_FIGURES")
@@ -17,12 +20,13 @@ def test_the_folder_of_figures_can_be_set(monkeypatch, tmp_path):
 
 
 def test_a_file_is_replaced_when_the_block_is_done_and_not_before(tmp_path):
-    path = tmp_path / "new folder" / "table.csv"
+    path = tmp_path / "new" / "folder" / "table.csv"
     with atomic_write(path) as partial:
         assert partial.parent == path.parent
         assert partial.suffix == ".csv"
         partial.write_text("whole")
         assert not path.exists()
+        assert any(fnmatch(partial.name, line) for line in (paths.ROOT / ".gitignore").read_text().split())
     assert path.read_text() == "whole"
     assert list(path.parent.iterdir()) == [path]
 
@@ -31,9 +35,14 @@ def test_a_file_is_replaced_when_the_block_is_done_and_not_before(tmp_path):
 def test_what_fails_in_the_block_is_passed_on_and_leaves_the_old_file(error, tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("old")
-    with pytest.raises(type(error)) as raised, atomic_write(path) as partial:
-        partial.write_text("half")
-        raise error
+
+    def fail_half_way():
+        with atomic_write(path) as partial:
+            partial.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)) as raised:
+        fail_half_way()
     assert raised.value is error
     assert [(p, p.read_text()) for p in tmp_path.iterdir()] == [(path, "old")]
 

@@ -85,7 +85,7 @@ def test_figures_are_sharp_in_a_notebook(monkeypatch, shell, expected):
     monkeypatch.setattr(shared, "get_ipython", lambda: shell)
     monkeypatch.setattr("matplotlib_inline.backend_inline.set_matplotlib_formats", formats.append)
     plots.use_style()
-    assert (formats, plt.figure().dpi) == (expected, 80)
+    assert (formats, plt.figure().dpi) == (expected, 75)
 
 
 def test_every_drawing_stands_in_the_package():

@@ -77,7 +77,9 @@ def test_all_that_is_imported_and_all_that_this_needs_has_an_exact_version(pins)
     assert not [name for name in missing if not re.match("nvidia-|cuda-|triton", name)]  # torch pins its accelerators
 
 
-@pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy", "lint-imports --no-cache"])
+@pytest.mark.parametrize(
+    "command", ["ruff check .", "ruff format --check .", "mypy", "lint-imports --no-cache", "oxlint tme_utils"]
+)
 def test_the_linters_find_nothing(command):
     result = run(*command.split())
     assert result.returncode == 0, result.stdout

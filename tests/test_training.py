@@ -1,6 +1,10 @@
 """Recipe, fit, evaluate: what is learnt, what is seen on the way, and what stops it."""
 
+import itertools
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,27 +24,22 @@ SHORT = Recipe(n_epochs=2, batch_size=16)
 def test_equal_requests_are_equal_recipes():
     same = Recipe(n_epochs=np.int64(5), beta=1, max_lr=np.float64(0.004), batch_size=np.int32(128))
     assert same == Recipe(n_epochs=5)
+    assert Recipe() == Recipe(10, 4e-3, 1.0, False, 128, (0.9, 0.95), 0.1)  # the report's
     assert (type(same.n_epochs), type(same.beta), type(same.max_lr)) == (int, float, float)
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("name", "values"),
     [
-        {"n_epochs": -1},
-        {"n_epochs": 2.0},
-        {"batch_size": 0},
-        {"max_lr": 0.0},
-        {"max_lr": math.inf},
-        {"beta": -1.0},
-        {"beta": math.nan},
-        {"beta": math.inf},
-        {"warm_up": 1.0},
-        {"warm_up": -0.1},
+        *(("n_epochs", (-1, 2.0)), ("batch_size", (0,)), ("max_lr", (0.0, math.inf, math.nan))),
+        *(("beta", (-1.0, math.nan, math.inf)), ("warm_up", (1.0, -0.1))),
     ],
 )
-def test_a_recipe_refuses_what_cannot_be_done(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        Recipe(**wrong)
+def test_a_recipe_refuses_what_cannot_be_done(name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"{name}.*{value}"):
+            Recipe(**{name: value})
+    assert Recipe(n_epochs=0, beta=0, warm_up=0).warm_up == 0
 
 
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():
@@ -52,35 +51,38 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():
     assert rates[99] == pytest.approx(2 / 90)
     assert recipe.learning_rate(0, 1) == 2.0
     assert [recipe.learning_rate(step, 2) for step in (0, 1)] == [2.0, 2.0]
+    slow = Recipe(max_lr=1.0, warm_up=0.5)
+    assert [slow.learning_rate(step, 8) for step in range(9)] == [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
 
 
 # --- training
 
 
-def test_fit_is_the_plain_loop(build, random_images, generator):
-    x, recipe = random_images(40), Recipe(n_epochs=3, batch_size=16, max_lr=1e-2, beta=0.5, betas=(0.8, 0.9))
+def test_fit_is_the_plain_loop_and_watching_changes_nothing(build, random_images, generator, probes, monkeypatch):
+    monkeypatch.setattr(training, "best_device", lambda *_: torch.device("cpu"))
+    x, recipe = random_images(40), Recipe(3, max_lr=1e-2, beta=0.5, binarised=True, batch_size=16, betas=(0.8, 0.9))
     model, plain = build(), build()
-    history = fit(model, x, x, recipe, seed=3, progress=False)
+    history = fit(model, x, x[:9], recipe, seed=3, probes=probes, progress=False)
     optimizer, source, step = torch.optim.Adam(plain.parameters(), betas=(0.8, 0.9)), generator(3), 0
     for _ in range(3):
         for index in torch.randperm(40, generator=source).split(16):
             optimizer.param_groups[0]["lr"] = recipe.learning_rate(step, 9)
             optimizer.zero_grad()
-            terms = elbo_terms(plain, x[index], generator=source)
+            terms = elbo_terms(plain, torch.bernoulli(x[index], generator=source), generator=source)
             (terms.recon + 0.5 * terms.kl).mean().backward()
             optimizer.step()
             step += 1
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-    assert [row["epoch"] for row in history.rows] == [0, 1, 2, 3]
+    assert ([row["epoch"] for row in history.rows], history.interrupted) == ([0, 1, 2, 3], False)
 
 
 def test_it_learns_and_repeats_itself(build, mnist_train, mnist_test, weights):
     x = mnist_train.x[:500]
     results = []
-    for seed in (0, 0, 1):
+    for seed in ({}, {"seed": 0}, {"seed": 1}):
         model = build()
-        history = fit(model, x, mnist_test.x[:200], Recipe(n_epochs=4, batch_size=32), seed=seed, progress=False)
+        history = fit(model, x, mnist_test.x[:200], Recipe(n_epochs=4, batch_size=32), **seed, progress=False)
         results.append((weights(model), history.rows))
     assert torch.equal(results[0][0], results[1][0])
     assert not torch.equal(results[0][0], results[2][0])
@@ -89,7 +91,6 @@ def test_it_learns_and_repeats_itself(build, mnist_train, mnist_test, weights):
     assert last["held_out_neg_elbo"] < first["held_out_neg_elbo"] - 250
     for row in results[0][1]:
         assert row["train_neg_elbo"] == pytest.approx(row["train_recon"] + row["train_kl"])
-    assert [row["seconds"] for row in results[0][1]] == sorted(row["seconds"] for row in results[0][1])
 
 
 def test_binarised_images_are_drawn_anew_in_each_step(build, monkeypatch):
@@ -103,6 +104,7 @@ def test_binarised_images_are_drawn_anew_in_each_step(build, monkeypatch):
 
 
 def test_curves_use_the_first_10_000_images_with_the_same_noise(build, random_images, monkeypatch):
+    assert training.N_CURVE == 10_000
     monkeypatch.setattr(training, "N_CURVE", 7)
     x, held_out, model = random_images(20), random_images(15, 1), build()
     history = fit(model, x, held_out, SHORT, seed=4, progress=False)
@@ -111,27 +113,35 @@ def test_curves_use_the_first_10_000_images_with_the_same_noise(build, random_im
         assert {term: history.rows[-1][f"{name}_{term}"] for term in averages} == pytest.approx(averages)
 
 
-def test_snapshots_show_the_same_probes_at_every_epoch(build, random_images, probes):
+def test_snapshots_show_the_same_probes_at_every_epoch(build, random_images, probes, monkeypatch):
+    monkeypatch.setattr(training, "best_device", lambda *_: torch.device("cpu"))
     model, x, epochs = build(), random_images(20), []
     start = take_snapshots(model, probes)
     history = fit(model, x, x, SHORT, probes=probes, on_epoch=lambda h: epochs.append(len(h.rows)), progress=False)
     assert epochs == [1, 2, 3]
     assert history.probes is probes
-    assert {name: tuple(frames.shape[:2]) for name, frames in history.snapshots.items()} == {
-        "train": (3, 3),
-        "held_out": (3, 4),
-        "prior": (3, 5),
-    }
+    shapes = {name: (*frames.shape[:2],) for name, frames in history.snapshots.items()}
+    assert shapes == {"train": (3, 3), "held_out": (3, 4), "prior": (3, 5)}
     for name, end in take_snapshots(model, probes).items():
         assert torch.equal(history.snapshots[name][0], start[name])
         assert torch.equal(history.snapshots[name][-1], end)
     assert torch.equal(take_snapshots(model, probes)["prior"], model.decode(probes.z).sigmoid().detach())
 
 
-def test_without_probes_there_are_rows_only(build, random_images):
+def test_without_probes_there_are_rows_only(build, random_images, monkeypatch):
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
     x, seen = random_images(20), []
     history = fit(build(), x, x, SHORT, on_epoch=seen.append, progress=False)
     assert (history.snapshots, history.probes, len(seen)) == ({}, None, 3)
+    assert [row["seconds"] for row in history.rows] == [0, 1, 2]  # evaluations are not counted
+
+
+def test_a_bar_is_drawn_only_if_asked(build, random_images, capsys):
+    fit(build(), random_images(4), random_images(4), SHORT, progress=False)
+    assert capsys.readouterr() == ("", "")
+    fit(build(), random_images(4), random_images(4), SHORT)
+    assert "2/2" in (said := capsys.readouterr().err)
+    assert "nats" in said
 
 
 def test_no_epoch_only_looks(build, random_images, weights):
@@ -141,29 +151,22 @@ def test_no_epoch_only_looks(build, random_images, weights):
     assert torch.equal(before, weights(model))
 
 
-@pytest.mark.parametrize("drops", [True, False])
-def test_moments_of_weights_without_gradient_do_not_become_denormal(drops):
-    parameter = nn.Parameter(torch.full((4,), 0.1))
-    optimizer = torch.optim.Adam([parameter], betas=Recipe().betas)
-    denormals = 0
-    for step in range(1200):
-        parameter.grad = torch.full((4,), 1e-3 if step == 0 else 0.0)
-        optimizer.step()
-        moment = optimizer.state[parameter]["exp_avg"]
-        denormals += int(((moment != 0) & (moment.abs() < 1.2e-38)).sum())
-        if drops and (step + 1) % 100 == 0:
-            before = parameter.clone()
-            training._drop_tiny_moments(optimizer)
-            optimizer.step()
-            assert torch.equal(before, parameter) or step < 200  # what is dropped changes no weight
-    assert (denormals == 0) == drops
-
-
-def test_fit_drops_tiny_moments_now_and_then(build, random_images, monkeypatch):
-    calls = []
-    monkeypatch.setattr(training, "_drop_tiny_moments", calls.append)
-    fit(build(), random_images(50), random_images(1), Recipe(n_epochs=5, batch_size=1), progress=False)
-    assert len(calls) == 2
+def test_moments_that_shrink_for_ever_are_dropped_which_changes_no_weight(
+    build, random_images, generator, weights, monkeypatch
+):
+    monkeypatch.setattr(training, "best_device", lambda *_: torch.device("cpu"))
+    x, drop, results = random_images(400), training._drop_tiny_moments, []
+    x[torch.randperm(400, generator=generator())[5:], :, 0] = 0  # ink in the uppermost row only in the first five steps
+    for action in (drop, lambda _: None):
+        model, calls = build(hidden=(2,)), []
+        monkeypatch.setattr(training, "_drop_tiny_moments", lambda o, a=action, c=calls: c.append(o) or a(o))
+        fit(model, x, x[:1], Recipe(n_epochs=1, batch_size=1, betas=(0.75, 0.75)), progress=False)
+        assert len(calls) == 4
+        moments = [state[name] for state in calls[0].state.values() for name in ("exp_avg", "exp_avg_sq")]
+        n_denormals = sum(((m != 0) & (m.abs() < 1.2e-38)).sum().item() for m in moments)
+        results.append((n_denormals, weights(model)))
+    assert results[0][0] == 0 < results[1][0]
+    assert torch.equal(results[0][1], results[1][1])
 
 
 def test_tiny_moments_are_dropped_and_others_kept():
@@ -192,22 +195,33 @@ def test_ctrl_c_keeps_whole_epochs_and_says_so(build, random_images, at_call, ct
     assert "stopped by Ctrl-C after 1 of 5 epochs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("nth", "n_rows"), [(1, 0), *((n, 1) for n in range(6, 11))])  # an epoch decodes five times
+def test_ctrl_c_in_an_evaluation_leaves_rows_and_snapshots_of_one_length(
+    nth, n_rows, build, random_images, probes, at_call, ctrl_c, capsys
+):
+    model = build()
+    at_call(model.decoder, nth, ctrl_c, training=False)
+    history = fit(model, random_images(9), random_images(9), SHORT, probes=probes, progress=False)
+    assert (history.interrupted, len(history.rows)) == (True, n_rows)
+    assert "after 0 of 2 epochs" in capsys.readouterr().err
+    assert {len(frames) for frames in history.snapshots.values()} == ({n_rows} if n_rows else set())
+
+
 def test_a_loss_that_is_not_finite_names_its_step(build, random_images, at_call):
     model, x = build(), random_images(32)
-
-    def spoil():
-        with torch.no_grad():
-            model.decoder[-2].bias[0] = math.nan
-
-    at_call(model.encoder, 4, spoil)
-    with pytest.raises(FloatingPointError, match=r"epoch 2, step 2 of 2: the loss is nan; .* max_lr than 0.004"):
+    at_call(model.encoder, 3, lambda: model.decoder[-2].bias.data.fill_(math.nan))
+    with pytest.raises(FloatingPointError, match=r"epoch 2, step 1 of 2: the loss is nan; .* max_lr than 0.004"):
         fit(model, x, x, Recipe(batch_size=16), progress=False)
     with pytest.raises(FloatingPointError, match=r"before the first step.*initial weights"):
         fit(model, x, x, Recipe(batch_size=16), progress=False)
+    with pytest.raises(FloatingPointError, match="epoch 1, step 1 of 1"):  # the last step broke it
+        fit(build(), x, x, Recipe(n_epochs=1, max_lr=1e30), progress=False)
 
 
-def test_bad_images_are_told_before_anything_else(build, random_images):
-    good, bad = random_images(4), 255 * random_images(4)
+def test_bad_images_are_told_before_anything_else(build, random_images, monkeypatch):
+    monkeypatch.setattr(training, "N_CURVE", 2)  # beyond those that are evaluated too
+    good = random_images(4)
+    bad = torch.cat([good, 255 * good])
     for train, held_out in [(bad, good), (good, bad), (good[:0], good)]:
         with pytest.raises(ValueError, match=r"pixels must lie|at least one"):
             fit(build(), train, held_out, SHORT, progress=False)
@@ -219,14 +233,15 @@ def test_bad_images_are_told_before_anything_else(build, random_images):
 
 
 def test_evaluation_depends_on_the_seed_and_not_on_the_batches(build, random_images, generator):
-    model, x = build(), random_images(23)
+    model, x = build().double(), random_images(23, dtype=torch.float64)
     terms = evaluate(model, x, seed=5)
-    eps = torch.randn(23, 2, generator=generator(5))
+    eps = torch.randn(23, 2, generator=generator(5), dtype=torch.float64)
     torch.testing.assert_close(terms.recon, elbo_terms(model, x, eps).recon)
     torch.testing.assert_close(terms.kl, elbo_terms(model, x, eps).kl)
     for batch_size in (1, 7, np.int64(23)):
         torch.testing.assert_close(evaluate(model, x, seed=5, batch_size=batch_size).recon, terms.recon)
     assert not torch.equal(evaluate(model, x, seed=6).recon, terms.recon)
+    assert torch.equal(evaluate(model, x, seed=0).recon, evaluate(model, x).recon)
     assert not terms.recon.requires_grad
 
 
@@ -262,10 +277,31 @@ def test_seeding_gives_the_generator_back_and_leaves_accelerators_alone(monkeypa
     state = torch.get_rng_state()
     with seeded(3):
         first = torch.rand(3)
-    with pytest.raises(ZeroDivisionError), seeded(3):
-        assert torch.equal(torch.rand(3), first)
-        raise ZeroDivisionError
+
+    def fail_half_way():
+        with seeded(3):
+            assert torch.equal(torch.rand(3), first)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
     assert torch.equal(state, torch.get_rng_state())
+
+
+def draw_slowly(seed):
+    with seeded(seed):
+        first = torch.randn(3)
+        time.sleep(0.01)  # another thread may run
+        return torch.cat([first, torch.randn(3)])
+
+
+def test_threads_that_seed_at_once_draw_what_they_draw_alone():
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(draw_slowly, range(4)))
+    assert all(torch.equal(drawn, draw_slowly(seed)) for seed, drawn in enumerate(together))
+    assert not torch.equal(*together[:2])
+    with seeded(0):  # a block may hold another
+        assert torch.equal(torch.cat([torch.randn(3), 0 * draw_slowly(1)[:0], torch.randn(3)]), together[0])
 
 
 def test_float64_stays_off_an_accelerator_without_it(monkeypatch):
@@ -278,10 +314,15 @@ def test_float64_stays_off_an_accelerator_without_it(monkeypatch):
 
 def test_a_model_is_lent_and_comes_back_whatever_happens(build):
     model = build()
-    with pytest.raises(ZeroDivisionError), training.on_device(model, torch.device("meta")):
-        assert next(model.parameters()).is_meta
-        model.to_empty(device="cpu")
-        raise ZeroDivisionError
+
+    def fail_half_way():
+        with training.on_device(model, torch.device("meta")):
+            assert next(model.parameters()).is_meta
+            model.to_empty(device="cpu")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
     assert next(model.parameters()).device.type == "cpu"
 
 

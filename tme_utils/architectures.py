@@ -24,7 +24,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The maps and their change, (B, channels, h, w)."""
-        return x + self.change(x)
+        return torch.add(x, self.change(x))
 
 
 def residual_vae(latent_dim: int = 32, channels: tuple[int, int] = (32, 64), hidden: int = 256) -> VAE:

@@ -9,6 +9,7 @@ too, into ``figures/04_images.npz``.
 import argparse
 import csv
 import itertools
+import math
 import multiprocessing
 import os
 import platform
@@ -209,7 +210,7 @@ def result_row(
 
 
 def _standard_error(values: Tensor) -> float:
-    return round(values.double().std().item() / len(values) ** 0.5, 4)
+    return round(float(values.double().std()) / math.sqrt(len(values)), 4)
 
 
 @cache

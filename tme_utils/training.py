@@ -173,7 +173,7 @@ def fit(
     bar = tqdm(total=n_steps, unit="step", mininterval=0.5, disable=not progress)
     with bar, on_device(model, device, training=True):
         x_there = x_train.to(device)
-        optimizer = torch.optim.Adam(model.parameters(), lr=recipe.max_lr, betas=recipe.betas, fused=True)
+        optimizer = torch.optim.Adam(model.parameters(), betas=recipe.betas, fused=True)
         try:
             for epoch in range(recipe.n_epochs + 1):  # epoch 0 only looks
                 start = time.perf_counter()

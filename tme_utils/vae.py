@@ -119,7 +119,7 @@ class VAE(nn.Module):
     def decode(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b 1 28 28"]:
         """Parameters of p(x|z): logits, for the Bernoulli."""
         must_end_in("z", z.shape, (self.latent_dim,))
-        return self.decoder(z.reshape(-1, self.latent_dim)).reshape(*z.shape[:-1], *IMAGE_SHAPE)
+        return torch.reshape(self.decoder(z.reshape(-1, self.latent_dim)), (*z.shape[:-1], *IMAGE_SHAPE))
 
     def log_likelihood(self, x: Float[Tensor, "b 1 28 28"], z: Float[Tensor, "*k b d"]) -> Float[Tensor, "*k b"]:
         """Log p(x|z) of each image at its code; z may hold K codes for each."""

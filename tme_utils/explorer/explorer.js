@@ -1,6 +1,6 @@
 // Front end of the latent explorer: an anywidget module, and the whole of the page that `to_html` writes.
 //
-// The model's traits (see explorer.py): `networks` (layers of the encoder and of the decoder) with their `weights`,
+// The model's traits (see __init__.py): `networks` (layers of the encoder and of the decoder) with their `weights`,
 // `images` with their `labels` and posterior means `mu`, the half-width `limit` of the plane, the point (`z1`, `z2`),
 // and `own_sliders`, true where no Jupyter sliders stand beside the widget.
 

@@ -22,7 +22,7 @@ from tme_utils import paths
 # One colour for one thing, from seaborn's colour-blind-safe palette.
 COLOURS = {"train": "#0173b2", "test": "#de8f05", "recon": "#029e73", "kl": "#d55e00", "reference": "0.35"}
 STYLE: Any = {
-    "figure.dpi": 80,  # a notebook shows twice as many, see use_style
+    "figure.dpi": 75,  # a notebook shows twice as many, which are those of a file; see use_style
     "savefig.dpi": 150,
     "savefig.bbox": "tight",
     "font.size": 12,
