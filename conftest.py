@@ -43,6 +43,7 @@ def pytest_configure(config):
     """Give workers, and the kernels that they start, one thread each, and every process a folder of figures."""
     if config.getoption("numprocesses", None):  # small layers gain little from a second thread, and lose if it is busy
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    config.option.nbval_sanitize_with = config.option.nbval_sanitize_with or str(paths.ROOT / "tests" / "sanitize.cfg")
     folder = Path(tempfile.mkdtemp(prefix="tme-figures-"))
     for pattern in ("*.csv", "*.npz"):  # what the notebooks read
         for table in (paths.ROOT / "figures").glob(pattern):

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from nbval.plugin import get_sanitize_patterns
 
 from tme_utils import paths
 
@@ -69,6 +70,7 @@ def content(notebook):
             yield f"output {output.get('ename', 'stderr')}"
     shown = [output.get("text", "") for output in outputs]
     shown += [text for out in outputs for kind, text in out.get("data", {}).items() if kind.startswith("text/")]
+    yield from (f"no band: {line}" for text in shown for line in text.splitlines() if re.search(r"≈(?!.*within)", line))
     code = [cell.source for cell in cells_of(notebook)]
     prose = [cell.source for cell in cells_of(notebook, "markdown")]
     for pattern, texts in {NEVER_IN_CODE: code, NEVER_IN_OUTPUT: shown, NEVER_AT_ALL: code + prose + shown}.items():
@@ -165,6 +167,7 @@ BAD = [
     ("never: /tmp", made_of(new_markdown_cell("It lies in `/tmp`."))),
     ("never: /usr/x", shows("execute_result", data={"text/plain": "PosixPath('/usr/x')"})),
     ("never: C:\\Users", shows(text="C:\\Users\\me\\x")),
+    ("no band: loss ≈ 3", shows(text="loss ≈ 3\n")),
     ("prints a literal: True", made_of(code("print('max difference < 1e-9:', True)"))),
     ("prints a literal", made_of(code("print(f'{x} is small: {True}')"))),
     ("prints a literal", made_of(code("print('both sides agree: True')"))),
@@ -175,6 +178,17 @@ BAD = [
     ("1 ignored cells", made_of(code(metadata={"tags": ["nbval-ignore-output"]}))),
     ("1 ignored cells", made_of(code("# NBVAL_SKIP\nx = 1"))),
 ]
+
+
+def test_only_numbers_behind_their_mark_are_replaced_before_comparing():
+    (pattern, replacement) = get_sanitize_patterns((paths.ROOT / "tests" / "sanitize.cfg").read_text(encoding="utf-8"))[
+        0
+    ]
+    one, two, other = (
+        re.sub(pattern, replacement, line)
+        for line in ("KL ≈ 22.30, within 22 ± 1", "KL ≈ −1,021, within 22 ± 1", "KL ≈ 22.30, within 23 ± 1")
+    )
+    assert one == two == "KL ≈ NUMBER, within 22 ± 1" != other
 
 
 def test_a_good_notebook_has_no_problem():

@@ -326,9 +326,12 @@ def test_a_model_is_lent_and_comes_back_whatever_happens(build):
     assert next(model.parameters()).device.type == "cpu"
 
 
-def test_a_band_prints_itself_and_holds(capsys):
+def test_a_band_prints_its_number_and_holds(capsys):
     check_band("test −ELBO", 103.4, 103.8, 1.0)
-    assert capsys.readouterr().out == "test −ELBO: within 103.8 ± 1.0\n"
+    check_band("share", -0.0623, -0.07, 0.05)
+    assert capsys.readouterr().out == (
+        "test −ELBO ≈ 103.40, within 103.8 ± 1.0\nshare ≈ −0.062, within -0.07 ± 0.05\n".replace("-", "−")
+    )
     for value in (104.9, 102.7, math.nan):
-        with pytest.raises(AssertionError, match=r"not test −ELBO: within 103.8 ± 1.0, got"):
+        with pytest.raises(AssertionError, match=r"test −ELBO not within 103.8 ± 1.0, got"):
             check_band("test −ELBO", value, 103.8, 1.0)

@@ -247,11 +247,13 @@ def _record(
 
 
 def check_band(name: str, value: float, centre: float, margin: float) -> None:
-    """Assert that a trained number lies in its band, and print the band, which is the same on every machine.
+    """Assert that a trained number lies in its band, and print both.
 
-    The margin is wide for other seeds and machines, narrow for a broken model.
+    The margin is wide for other seeds and machines, narrow for a broken model. The number stands behind ≈, the mark of
+    what varies from machine to machine: where outputs are compared, it is replaced first (tests/sanitize.cfg).
     """
-    band = f"{name}: within {centre} ± {margin}"
+    band = f"within {centre} ± {margin}"
     if not abs(value - centre) <= margin:  # written so that NaN fails too
-        raise AssertionError(f"not {band}, got {value:.4f}")
-    print(band)
+        raise AssertionError(f"{name} not {band}, got {value:.4f}")
+    decimals = max(2, 1 - math.floor(math.log10(margin)))
+    print(f"{name} ≈ {value:.{decimals}f}, {band}".replace("-", "−"))
