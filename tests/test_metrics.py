@@ -97,7 +97,8 @@ def test_log_joint_is_exact_for_logits_far_beyond_20():
 
 
 @pytest.mark.parametrize("max_decoded", [1, 3, 10, 33])
-def test_the_estimate_is_the_log_of_the_mean_weight_of_each_image_s_own_draws(vae, generator, max_decoded):
+def test_the_estimate_is_the_log_of_the_mean_weight_of_each_image_s_own_draws(vae, generator, monkeypatch, max_decoded):
+    monkeypatch.setattr(metrics, "MAX_DECODED", max_decoded)
     noise, expected = generator(5), []
     for image in X[:, None]:
         mu, logvar = vae.encode(image)
@@ -105,7 +106,7 @@ def test_the_estimate_is_the_log_of_the_mean_weight_of_each_image_s_own_draws(va
         z = q.loc + q.scale * torch.randn(10, 2, generator=noise, dtype=F64)
         log_w = vae.log_likelihood(image, z[:, None])[:, 0] + (Normal(0.0, 1.0).log_prob(z) - q.log_prob(z)).sum(1)
         expected.append(log_w.exp().mean().log())
-    counts, found = decoded_by(vae), estimate(vae, X, 10, generator(5), max_decoded=max_decoded)
+    counts, found = decoded_by(vae), estimate(vae, X, 10, generator(5))
     assert_close(found, torch.stack(expected), atol=1e-9, rtol=0)
     assert not found.requires_grad
     assert sum(counts) == 10 * len(X)
@@ -142,17 +143,18 @@ def mass_of_squares(model, x, n, half_width):
 
 
 @pytest.mark.parametrize(
-    ("levels", "squares", "n", "max_decoded"), [(1, 99, 8, 1), (2, 99, 16, 9), (9, 15, 8, 17), (9, 16, 16, 99)]
+    ("levels", "squares", "n", "max_decoded"), [(1, 99, 8, 9), (2, 99, 16, 10), (9, 15, 8, 17), (9, 16, 16, 99)]
 )
 @torch.no_grad()
 def test_bounds_of_work_and_memory_and_the_error_that_is_left(vae, monkeypatch, levels, squares, n, max_decoded):
     # Every square would be split for ever: what stops that are the bounds, at n by n squares.
     monkeypatch.setattr(metrics, "MAX_LEVELS", levels)
     monkeypatch.setattr(metrics, "MAX_SQUARES", squares)
+    monkeypatch.setattr(metrics, "MAX_DECODED", max_decoded)
     counts = decoded_by(vae)
-    result = exact_log_likelihood_2d(vae, X, half_width=3.0, n_squares=4, tolerance=1e-300, max_decoded=max_decoded)
+    result = exact_log_likelihood_2d(vae, X, half_width=3.0, n_squares=4, tolerance=1e-300)
     assert sum(counts) == 9 * sum(size**2 for size in (4, 8, 16) if size <= n)
-    assert max(counts) <= max(9, max_decoded)  # a square has nine codes
+    assert max(counts) <= max_decoded
     first, last, fine = (mass_of_squares(vae, X, size, 3.0) for size in (4, n // 2, n))
     assert_close(result.log_likelihood, fine.sum((0, 1)).log(), atol=1e-9, rtol=0)
     changes = fine.reshape(n // 2, 2, n // 2, 2, -1).sum((1, 3)) - last
@@ -160,9 +162,10 @@ def test_bounds_of_work_and_memory_and_the_error_that_is_left(vae, monkeypatch, 
     assert_close(result.error, (changes.abs().sum((0, 1)) + border) / fine.sum((0, 1)))
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 7])
-def test_posterior_parameters_are_those_of_encode_whatever_the_batch_size(vae, batch_size):
-    found = metrics.posterior_parameters(vae, X, batch_size=batch_size)
+@pytest.mark.parametrize("max_decoded", [1, 3, 7])
+def test_posterior_parameters_are_those_of_encode(vae, monkeypatch, max_decoded):
+    monkeypatch.setattr(metrics, "MAX_DECODED", max_decoded)
+    found = metrics.posterior_parameters(vae, X)
     assert not any(value.requires_grad for value in found)
     assert_close(found, vae.encode(X))
 

@@ -207,14 +207,14 @@ def test_ctrl_c_in_an_evaluation_leaves_rows_and_snapshots_of_one_length(
     assert {len(frames) for frames in history.snapshots.values()} == ({n_rows} if n_rows else set())
 
 
-def test_a_loss_that_is_not_finite_names_its_step(build, random_images, at_call):
+def test_a_loss_that_is_not_finite_names_its_epoch(build, random_images, at_call):
     model, x = build(), random_images(32)
     at_call(model.encoder, 3, lambda: model.decoder[-2].bias.data.fill_(math.nan))
-    with pytest.raises(FloatingPointError, match=r"epoch 2, step 1 of 2: the loss is nan; .* max_lr than 0.004"):
+    with pytest.raises(FloatingPointError, match=r"after epoch 2 is nan; .* max_lr than 0.004"):
         fit(model, x, x, Recipe(batch_size=16), progress=False)
-    with pytest.raises(FloatingPointError, match=r"before the first step.*initial weights"):
+    with pytest.raises(FloatingPointError, match=r"after epoch 0 is nan; other initial weights"):
         fit(model, x, x, Recipe(batch_size=16), progress=False)
-    with pytest.raises(FloatingPointError, match="epoch 1, step 1 of 1"):  # the last step broke it
+    with pytest.raises(FloatingPointError, match="after epoch 1"):  # the last step broke it
         fit(build(), x, x, Recipe(n_epochs=1, max_lr=1e30), progress=False)
 
 
@@ -232,14 +232,15 @@ def test_bad_images_are_told_before_anything_else(build, random_images, monkeypa
 # --- evaluation, seeds, devices, bands
 
 
-def test_evaluation_depends_on_the_seed_and_not_on_the_batches(build, random_images, generator):
+def test_evaluation_depends_on_the_seed_and_not_on_the_batches(build, random_images, generator, monkeypatch):
     model, x = build().double(), random_images(23, dtype=torch.float64)
     terms = evaluate(model, x, seed=5)
     eps = torch.randn(23, 2, generator=generator(5), dtype=torch.float64)
     torch.testing.assert_close(terms.recon, elbo_terms(model, x, eps).recon)
     torch.testing.assert_close(terms.kl, elbo_terms(model, x, eps).kl)
-    for batch_size in (1, 7, np.int64(23)):
-        torch.testing.assert_close(evaluate(model, x, seed=5, batch_size=batch_size).recon, terms.recon)
+    for at_once in (1, 7, 23):
+        monkeypatch.setattr(training, "N_AT_ONCE", at_once)
+        torch.testing.assert_close(evaluate(model, x, seed=5).recon, terms.recon)
     assert not torch.equal(evaluate(model, x, seed=6).recon, terms.recon)
     assert torch.equal(evaluate(model, x, seed=0).recon, evaluate(model, x).recon)
     assert not terms.recon.requires_grad

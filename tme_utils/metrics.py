@@ -48,11 +48,11 @@ def log_importance_weights(
 
 @torch.no_grad()
 def posterior_parameters(
-    model: VAE, x: Float[Tensor, "n 1 28 28"], *, batch_size: int = 1000
+    model: VAE, x: Float[Tensor, "n 1 28 28"]
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
     """Parameters (mu, logvar) of q(z|x) for a whole set of images."""
     check_images(x)
-    parts = [model.encode(batch) for batch in x.split(as_int("batch_size", batch_size))]
+    parts = [model.encode(batch) for batch in x.split(MAX_DECODED)]
     return torch.cat([mu for mu, _ in parts]), torch.cat([logvar for _, logvar in parts])
 
 
@@ -68,32 +68,26 @@ def active_units(mu: Float[Tensor, "n d"], threshold: float = 0.01) -> Bool[Tens
 
 @torch.no_grad()
 def importance_weighted_log_likelihood(
-    model: VAE,
-    x: Float[Tensor, "n 1 28 28"],
-    n_samples: int,
-    generator: torch.Generator,
-    *,
-    max_decoded: int = MAX_DECODED,
+    model: VAE, x: Float[Tensor, "n 1 28 28"], n_samples: int, generator: torch.Generator
 ) -> Float[Tensor, "n"]:
     r"""Estimate log p(x) by :math:`\log \frac1K \sum_{k=1}^K w_k`, with K = ``n_samples`` draws of q(z|x) per image.
 
     Its expectation :math:`IW_K` lies between the ELBO (K = 1) and log p(x), and rises with K. The sum runs over
-    blocks of at most ``max_decoded`` draws as a log-sum-exp, so memory does not grow with the number of images or of
-    draws, except for the noise of one image; blocks change neither noise nor result. Every image takes its own draws
-    in turn from the generator, on whichever device that lives.
+    blocks of draws as a log-sum-exp, so memory does not grow with the number of images or of draws, except for the
+    noise of one image. Every image takes its own draws in turn from the generator, on whichever device that lives.
 
     Source: Burda et al. (2015), eq. 8 and 9.
     """
     check_images(x)
-    n_samples, max_decoded = as_int("n_samples", n_samples), as_int("max_decoded", max_decoded)
+    n_samples = as_int("n_samples", n_samples)
     results = []
-    for batch in x.split(max(1, max_decoded // n_samples)):
+    for batch in x.split(max(1, MAX_DECODED // n_samples)):
         # One call for each image: the noise must not depend on how images and draws are cut into blocks.
         size, there = (n_samples, model.latent_dim), generator.device
         draws = [torch.randn(size, generator=generator, device=there, dtype=x.dtype) for _ in batch]
         eps = torch.stack(draws, dim=1).to(x.device)  # (n_samples, B, latent_dim)
         total = torch.full_like(batch[:, 0, 0, 0], -math.inf)  # log of the sum so far, (B,)
-        for block in eps.split(max_decoded):
+        for block in eps.split(MAX_DECODED):
             log_w = log_importance_weights(model, batch, block)
             total = torch.logaddexp(total, log_w.logsumexp(dim=0))
         results.append(total - math.log(n_samples))
@@ -108,17 +102,16 @@ def log_joint(model: VAE, x: Float[Tensor, "n 1 28 28"], z: Float[Tensor, "m d"]
 class _Squares:
     """Log-integrals of p(x, z) over squares of the plane, by Gauss and Legendre's rule in each."""
 
-    def __init__(self, model: VAE, x: Tensor, max_decoded: int) -> None:
+    def __init__(self, model: VAE, x: Tensor) -> None:
         nodes, weights = (torch.from_numpy(a).to(x) for a in np.polynomial.legendre.leggauss(ORDER))
         self.nodes = torch.cartesian_prod(nodes, nodes)  # (ORDER², 2), in [-1, 1]²
         self.log_weights = torch.cartesian_prod(weights, weights).log().sum(dim=1)
-        self.block = max(1, max_decoded // len(self.nodes))
         self.model, self.x = model, x
 
     def integrate(self, centres: Tensor, half: float) -> Tensor:
         """Log-integrals (M, N) over the M squares of these centres (M, 2) and half a side, for the N images."""
         parts = []
-        for block in centres.split(self.block):
+        for block in centres.split(MAX_DECODED // len(self.nodes)):
             z = block[:, None] + half * self.nodes
             values = log_joint(self.model, self.x, z.reshape(-1, 2)).reshape(*z.shape[:2], -1)
             parts.append((values + self.log_weights[:, None]).logsumexp(dim=1) + 2 * math.log(half))
@@ -133,7 +126,6 @@ def exact_log_likelihood_2d(
     half_width: float = 6.0,
     n_squares: int = 24,
     tolerance: float = 1e-4,
-    max_decoded: int = MAX_DECODED,
 ) -> Quadrature:
     r"""Compute :math:`\log p(x) = \log \int p(x|z)\, p(z)\, dz` for a 2-D latent space by adaptive quadrature.
 
@@ -145,18 +137,18 @@ def exact_log_likelihood_2d(
     The error estimate adds up the changes at the last split of every square, which are the errors of coarser
     squares than those used and so cautious, and the mass of the squares along the border, which is more than
     lies beyond it where the decoder changes little. On MNIST the default tolerance leaves errors below 1e-4 nats, some
-    30 times less than the estimate. A block holds ``max_decoded`` decoded images and as many log-densities of each x.
+    30 times less than the estimate.
 
     Raises:
         ValueError: if x and the model are not in float64 (``model.double()``).
     """
     check_images(x)
-    n_squares, max_decoded = as_int("n_squares", n_squares), as_int("max_decoded", max_decoded)
+    n_squares = as_int("n_squares", n_squares)
     if x.dtype != torch.float64:
         raise ValueError(f"x must be float64, as must the model, got {x.dtype}")
     if not (0 < half_width < math.inf and 0 < tolerance < 1):
         raise ValueError(f"need a finite half_width > 0 and a tolerance in (0, 1), got {half_width} and {tolerance}")
-    squares = _Squares(model, x, max_decoded)
+    squares = _Squares(model, x)
     half = half_width / n_squares
     axis = (2 * torch.arange(n_squares).to(x) + 1) * half - half_width
     centres = torch.cartesian_prod(axis, axis)

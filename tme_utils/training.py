@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from tme_utils.vae import VAE, ElboTerms, as_int, check_images, elbo_terms
 
 N_CURVE = 10_000  # images of each set that are evaluated after every epoch, for the curves
+N_AT_ONCE = 1000  # images that an evaluation holds on the device
 TINY = 1e-30  # what Adam's moments are set to zero below: an update by them changes no float32 weight
 _SEEDING = threading.RLock()
 
@@ -112,21 +113,19 @@ def on_device(model: nn.Module, device: torch.device, training: bool = False) ->
 
 
 @torch.no_grad()
-def evaluate(model: VAE, x: Float[Tensor, "n 1 28 28"], *, seed: int = 0, batch_size: int = 1000) -> ElboTerms:
+def evaluate(model: VAE, x: Float[Tensor, "n 1 28 28"], *, seed: int = 0) -> ElboTerms:
     """Both terms of the negative ELBO for every image, on the CPU; z is drawn from q(z|x), not replaced by its mean.
 
-    The average over the set is ``evaluate(model, x).averages()``. The seed of the noise gives the same noise on every
-    device, and ``batch_size``, the images at once, changes neither the noise nor the result.
+    The average over the set is ``evaluate(model, x).averages()``. The seed gives the same noise on every device.
     """
     check_images(x)
-    batch_size = as_int("batch_size", batch_size)
     device = best_device(x.dtype)
     # All the noise in one call: torch fills tensors in blocks of 16 numbers, so draws by batch depend on its size.
     noise = torch.randn(len(x), model.latent_dim, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
     with on_device(model, device):
         parts = [
             elbo_terms(model, batch.to(device), eps=eps.to(device))
-            for batch, eps in zip(x.split(batch_size), noise.split(batch_size), strict=True)
+            for batch, eps in zip(x.split(N_AT_ONCE), noise.split(N_AT_ONCE), strict=True)
         ]
     return ElboTerms(*(torch.cat(terms).cpu() for terms in zip(*parts, strict=True)))
 
@@ -160,7 +159,7 @@ def fit(
     history ends with the last whole epoch.
 
     Raises:
-        FloatingPointError: as soon as the loss is not finite, naming the epoch and the step.
+        FloatingPointError: after the epoch in which the loss stopped being finite.
     """
     check_images(x_train)
     check_images(x_held_out)
@@ -184,10 +183,8 @@ def fit(
                         x = x_there.index_select(0, index)  # faster than x[index]
                         if recipe.binarised:
                             x = torch.bernoulli(x, generator=generator)
-                        loss = elbo_terms(model, x, generator=generator).loss(recipe.beta)
-                        _check_finite(loss.item(), step, steps_per_epoch, recipe)
                         optimizer.zero_grad()
-                        loss.backward()
+                        elbo_terms(model, x, generator=generator).loss(recipe.beta).backward()
                         optimizer.step()
                         step += 1
                         if step % 100 == 0:
@@ -195,8 +192,9 @@ def fit(
                         bar.update()
                     seconds += time.perf_counter() - start
                 _record(history, model, {"epoch": epoch, "seconds": seconds}, x_train, x_held_out, seed)
-                # What the last step broke, no later step would meet.
-                _check_finite(history.rows[-1]["train_neg_elbo"], step - 1, steps_per_epoch, recipe)
+                if not math.isfinite(loss := history.rows[-1]["train_neg_elbo"]):
+                    may_help = f"a smaller max_lr than {recipe.max_lr}" if epoch else "other initial weights"
+                    raise FloatingPointError(f"the −ELBO after epoch {epoch} is {loss}; {may_help} may help")
                 bar.set_description(f"held-out −ELBO {history.rows[-1]['held_out_neg_elbo']:.1f} nats", refresh=False)
                 if on_epoch is not None:
                     on_epoch(history)
@@ -218,17 +216,6 @@ def _drop_tiny_moments(optimizer: torch.optim.Optimizer) -> None:
     for state in optimizer.state.values():
         for name in ("exp_avg", "exp_avg_sq"):
             state[name].masked_fill_(state[name].abs() < TINY, 0)
-
-
-def _check_finite(loss: float, step: int, steps_per_epoch: int, recipe: Recipe) -> None:
-    if not math.isfinite(loss):
-        if step < 0:
-            raise FloatingPointError(f"before the first step: the loss is {loss}; look at the model's initial weights")
-        epoch, i = divmod(step, steps_per_epoch)
-        raise FloatingPointError(
-            f"epoch {epoch + 1}, step {i + 1} of {steps_per_epoch}: the loss is {loss}; "
-            f"a smaller max_lr than {recipe.max_lr} may help"
-        )
 
 
 def _record(
