@@ -78,11 +78,13 @@ def test_measuring_one_architecture_leaves_the_rows_of_the_others_and_names_the_
     figures.mkdir()
     shutil.copy(SPEED, figures)
     monkeypatch.setattr(training, "MNIST", lambda *_, **__: [0])
+    monkeypatch.setattr(training, "SAME_RESULT", torch.inf)
     for name, seconds in [("plain_epoch", 2.0), ("fit_epoch", (1.0, 0.1)), ("bare_epoch", 0.5)]:
         monkeypatch.setattr(training, name, lambda *_, seconds=seconds: seconds)
     for architecture in ("residual", "mlp"):
         monkeypatch.setattr(sys, "argv", ["training", architecture, "--rounds", "1"])
         training.main()
+    assert (figures / "speed_same_result.csv").read_text().count("\n") == 2
     before, after = (
         {row["architecture"]: row for row in csv.DictReader(path.read_text().splitlines())}
         for path in (SPEED, figures / SPEED.name)
@@ -93,6 +95,25 @@ def test_measuring_one_architecture_leaves_the_rows_of_the_others_and_names_the_
     for name in ("mlp", "residual"):
         assert after[name].items() >= (measured | {"cores": str(allowed_cores())}).items()
         assert after[name]["processor"]
+
+
+def test_each_way_trains_until_the_result_is_reached_and_only_the_last_training_of_fit_counts(monkeypatch):
+    losses = iter([106.0, 105.75, 106.0, 105.5])
+    monkeypatch.setattr(training, "evaluate", lambda *_, **__: ElboTerms(torch.zeros(1), torch.tensor([next(losses)])))
+    monkeypatch.setattr(training, "plain_epoch", lambda *_: 20.0)
+    monkeypatch.setattr(training, "fit", lambda *a, **_: History(rows=[{"seconds": 2.0 * a[3].n_epochs}]))
+    x = torch.zeros(2, 1, 28, 28)
+    rounds = [(training.plain_to_the_result(x, [], 0), training.fit_to_the_result(x, x, 0))]
+    assert rounds == [
+        (
+            {"epochs": 2, "seconds": 40.0, "neg_elbo": 105.75},
+            {"epochs": 4, "seconds": 8.0, "neg_elbo": 105.5},
+        )
+    ]
+    rounds.append((rounds[0][0], rounds[0][1] | {"seconds": 4.0}))
+    row = training.same_result(rounds)
+    assert [row[name] for name in ("plain_seconds", "fit_seconds", "fit_epochs")] == [40, 6, 4]
+    assert [row[name] for name in ("ratio", "ratio_least", "ratio_most", "rounds")] == [7.5, 5, 10, 2]
 
 
 @pytest.mark.parametrize(("architecture", "name"), MODELS.items())
