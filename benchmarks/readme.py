@@ -1,8 +1,14 @@
-"""Write the README's tables of results and of speed from the committed tables: ``python -m benchmarks.readme``."""
+"""Write the README's tables and the numbers in its prose from the committed tables: ``python -m benchmarks.readme``.
+
+A number of the prose stands between ``<!--n source: what-->`` and ``<!--/n-->``. The source is a table of results, and
+``what`` names architecture, latent dimension, column and, if it is the spread over seeds that is meant, ``±``; or a
+notebook, and ``what`` is the text before the number in one of its outputs.
+"""
 
 import argparse
 import re
 
+import nbformat
 import pandas as pd
 
 from tme_utils import paths
@@ -15,6 +21,7 @@ SCORES = {
     "binarised_neg_elbo": "binarised −ELBO",
     "iw_nll": "binarised −log p (samples)",
 }
+SAME = {"epochs": 0, "seconds": 1, "neg_elbo": 1}
 HEADS = ["model", "$d$", "images", "epochs", "parameters", "seconds", "seeds", *SCORES.values()]
 
 
@@ -74,6 +81,27 @@ def training_table(table: pd.DataFrame) -> str:
     return markdown(heads, lines)
 
 
+def same_result_table(table: pd.DataFrame) -> str:
+    """How long either way takes to the same test −ELBO.
+
+    Args:
+        table: what ``python -m benchmarks.training`` wrote, one row.
+    """
+    heads = ["way", "epochs", "seconds", "test −ELBO", "times as long (range)", "rounds"]
+    (row,) = table.itertuples()
+    ratio = f"{row.ratio:.1f} ({row.ratio_least:.1f} to {row.ratio_most:.1f})"
+    ways = [("plain loop", "plain", ratio, str(row.rounds)), ("`fit`", "fit", "1", str(row.rounds))]
+    lines = [
+        [
+            way,
+            *(f"{getattr(row, f'{name}_{what}'):.{digits}f}" for what, digits in SAME.items()),
+            *others,
+        ]
+        for way, name, *others in ways
+    ]
+    return markdown(heads, lines)
+
+
 def explorer_table(table: pd.DataFrame) -> str:
     """What a hand feels at the explorer, how exact its decoder is, and the size of its page.
 
@@ -102,6 +130,40 @@ def explorer_table(table: pd.DataFrame) -> str:
     return markdown(heads, lines)
 
 
+def of_table(name: str, what: str) -> str:
+    """Mean over the seeds of a column for one architecture and latent dimension, or its standard deviation."""
+    architecture, latent_dim, column, *spread = what.split()
+    table = pd.read_csv(paths.ROOT / "figures" / f"{name}.csv")
+    rows = table[(table["architecture"] == architecture) & (table["latent_dim"] == int(latent_dim))]
+    if "beta" in table and (rows["beta"] == 1).any():
+        rows = rows[rows["beta"] == 1]
+    values = rows[rows["iw_samples"] == rows["iw_samples"].max()][column] if "iw" in column else rows[column]
+    value = values.std() if spread else values.mean()
+    return f"{value:,.0f}" if column in ("n_parameters", "seconds") else f"{value:.1f}"
+
+
+def of_notebook(name: str, what: str) -> str:
+    """The number behind a text in the outputs of a notebook."""
+    cells = nbformat.read(paths.ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    texts = [output.get("text", output.get("data", {}).get("text/plain", "")) for output in outputs]
+    found = {number for text in texts for number in re.findall(rf"{re.escape(what)}[:=≈ ]*(−?\d[\d,]*\.?\d*)", text)}
+    if len(found) != 1:
+        raise ValueError(f"notebook {name} must print one number behind {what!r}, found {sorted(found)}")
+    return found.pop()
+
+
+def with_numbers(readme: str) -> str:
+    """The README's text with the numbers of its prose replaced."""
+
+    def number(match: re.Match[str]) -> str:
+        source, _, what = match[2].partition(": ")
+        is_notebook = (paths.ROOT / "notebooks" / f"{source}.ipynb").exists()
+        return match[1] + (of_notebook if is_notebook else of_table)(source, what) + match[3]
+
+    return re.sub(r"(<!--n (.+?)-->).*?(<!--/n-->)", number, readme)
+
+
 def replaced(readme: str, name: str, table: str) -> str:
     """The README's text with the table between ``<!-- name`` and ``<!-- end of name -->`` replaced."""
     pattern = re.compile(rf"(<!-- {name}[^\n]*\n).*?(<!-- end of {name} -->)", re.DOTALL)
@@ -117,9 +179,10 @@ def main() -> None:
     ours = pd.concat([pd.read_csv(figures / f"{name}.csv") for name in ("03_match", "03_literature")])
     published = pd.read_csv(figures / "03_published.csv", dtype={"nats": str})
     text = replaced(path.read_text(encoding="utf-8"), "results", results_table(ours, published))
-    speed = [training_table(pd.read_csv(figures / "speed_training.csv"))]
+    speed = [same_result_table(pd.read_csv(figures / "speed_same_result.csv"))]
+    speed += [training_table(pd.read_csv(figures / "speed_training.csv"))]
     speed += [explorer_table(pd.read_csv(figures / "speed_explorer.csv"))]
-    text = replaced(text, "speed", "\n\n".join(speed))
+    text = with_numbers(replaced(text, "speed", "\n\n".join(speed)))
     with paths.atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 

@@ -1,7 +1,9 @@
 """The tables of the README, and how they get there."""
 
+import nbformat
 import pandas as pd
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from benchmarks import readme, training
 from tme_utils import paths
@@ -55,6 +57,37 @@ def test_the_ratios_of_training_are_those_of_each_round():
     assert line == ["mlp", "9.0", "4.0", "2.0", "3.00 (2.00 to 4.00)", "2.00 (1.50 to 2.00)", "3"]
 
 
+def test_a_number_of_the_prose_comes_from_its_table_or_from_its_notebook(results, monkeypatch, tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    results.assign(beta=1.0).to_csv(tmp_path / "figures" / "01_x.csv")
+    outputs = [new_output("stream", text="gap: 3.25 nats\ngap ≈ −4.5, within −4 ± 1\nshare ≈ −0.062, within 0 ± 1\n")]
+    notebook = new_notebook(cells=[new_code_cell("", outputs=outputs)])
+    nbformat.write(notebook, tmp_path / "notebooks" / "02_y.ipynb")
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    for source, number in {
+        "01_x: conv 20 iw_nll": "90.5",
+        "01_x: conv 20 iw_nll ±": "0.7",
+        "01_x: conv 20 n_parameters": "12,345",
+        "02_y: share": "−0.062",
+    }.items():
+        text = "It is <!--n {}-->{}<!--/n--> nats."
+        assert readme.with_numbers(text.format(source, "7")) == text.format(source, number)
+    for what in ("gap", "loss"):  # two numbers, and none
+        with pytest.raises(ValueError, match=f"02_y must print one number behind '{what}'"):
+            readme.of_notebook("02_y", what)
+
+
+def test_both_ways_to_the_same_result_have_a_line():
+    row = {"plain_epochs": 10, "plain_seconds": 61.26, "plain_neg_elbo": 105.7, "fit_epochs": 4, "fit_seconds": 12.5}
+    row |= {"fit_neg_elbo": 105.44, "ratio": 4.9, "ratio_least": 4.5, "ratio_most": 5.3, "rounds": 3}
+    _, _, *lines = cells(readme.same_result_table(pd.DataFrame([row])))
+    assert lines == [
+        ["plain loop", "10", "61.3", "105.7", "4.9 (4.5 to 5.3)", "3"],
+        ["`fit`", "4", "12.5", "105.4", "1", "3"],
+    ]
+
+
 @pytest.mark.parametrize("text", ["no mark", TEXT + TEXT, "<!-- end of results -->\n<!-- results -->\n"])
 def test_a_table_is_replaced_between_its_marks_which_must_be_there(text):
     assert readme.replaced(TEXT, "results", "| new |") == TEXT.replace("old", "| new |")
@@ -64,7 +97,8 @@ def test_a_table_is_replaced_between_its_marks_which_must_be_there(text):
 
 def test_the_tables_of_the_readme_are_those_of_the_committed_tables(monkeypatch, tmp_path):
     before = (paths.ROOT / "README.md").read_text(encoding="utf-8")
-    (tmp_path / "figures").symlink_to(paths.ROOT / "figures")
+    for folder in ("figures", "notebooks"):
+        (tmp_path / folder).symlink_to(paths.ROOT / folder)
     (tmp_path / "README.md").write_text(before, encoding="utf-8")
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     readme.main()
