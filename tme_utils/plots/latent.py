@@ -7,36 +7,65 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import seaborn as sns
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Circle, Rectangle
 from matplotlib.patheffects import withStroke
 
-from tme_utils.plots.shared import (
-    CENTRED,
-    COLOURS,
-    PITCH,
-    bare,
-    draw_manifold,
-    draw_tiles,
-    latent_scatter,
-    note,
-    number,
-    panel_axes,
-)
+from tme_utils.plots.shared import CENTRED, COLOURS, PITCH, draw_manifold, draw_tiles, note, number, panel_axes
 
+Codes = Float[Any, "n 2"]  # in the plane
+Classes = Int[Any, " n"]  # from 0 to 9
+Images = Float[Any, "n 1 28 28"]
 # One colour, line and marker for one path: told apart without colour too.
 PATHS: Any = {
     "straight": {"color": "#0173b2", "linestyle": "-", "marker": "o", "markersize": 5},
     "spherical": {"color": "#de8f05", "linestyle": "--", "marker": "s", "markersize": 5},
     "cross-fade": {"color": "#d55e00", "linestyle": ":", "marker": "^", "markersize": 5},
 }
-HOLE = "#d55e00"
 
 
-def scatter_row(panels: Mapping[str, tuple[Any, Sequence[str]]], y: Any) -> Figure:
-    """Side by side, the same images at two coordinates of several codes: title -> (codes (N, 2), names of the axes)."""
+def latent_scatter(ax: Axes, mu: Codes, y: Classes, axis_names: Sequence[str] = ("$z_1$", "$z_2$")) -> None:
+    """Draw means coloured by their labels, each class named at its median; circles hold shares of the prior."""
+    mu, y = np.asarray(mu), np.asarray(y)
+    if mu.ndim != 2 or mu.shape[1] != 2 or len(mu) != len(y):
+        raise ValueError(f"need mu (N, 2) and N labels, got {mu.shape} and {y.shape}")
+    palette = sns.color_palette("colorblind", 10)
+    limit = max(4.0, float(np.abs(mu).max()) * 1.02)
+    # Drawn in one call, in the file's order, so that no class is painted over all the others.
+    ax.scatter(mu[:, 0], mu[:, 1], c=np.array(palette)[y], s=4, alpha=0.5, linewidths=0, rasterized=True)
+    labels = np.unique(y)
+    centres = _apart(np.array([np.median(mu[y == label], axis=0) for label in labels]), 0.15 * limit)
+    for label, (z1, z2) in zip(labels, centres.tolist(), strict=True):
+        box = {"facecolor": palette[label], "edgecolor": "black", "boxstyle": "circle,pad=0.2", "alpha": 0.9}
+        ax.text(z1, z2, str(label), fontsize=14, fontweight="bold", zorder=5, bbox=box, **CENTRED)
+    masses = np.array([0.5, 0.95, 0.999])
+    radii = np.sqrt(-2 * np.log(1 - masses))  # within which the 2-D standard normal has these masses
+    # The circles' names stand on one ray, the one that keeps farthest from the classes' names.
+    angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    places = np.stack([np.cos(angles), np.sin(angles)], axis=1)[:, None] * radii[:, None]
+    distance = np.linalg.norm(places[:, :, None] - centres, axis=-1).min(axis=(1, 2))
+    box = {"facecolor": "white", "edgecolor": "none", "boxstyle": "round,pad=0.1", "alpha": 0.8}
+    for mass, radius, (z1, z2) in zip(masses, radii, places[distance.argmax()].tolist(), strict=True):
+        ax.add_patch(Circle((0, 0), radius, fill=False, color=COLOURS["reference"], linestyle="--", linewidth=1.2))
+        ax.text(z1, z2, f"{100 * mass:g} %", fontsize=10, zorder=4.5, bbox=box, **CENTRED)
+    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel=axis_names[0], ylabel=axis_names[1])
+
+
+def _apart(points: Codes, distance: float) -> Codes:
+    """Push points that are closer than ``distance`` away from one another, so that their names stay legible."""
+    for _ in range(200):
+        gap = points[:, None] - points
+        length = np.linalg.norm(gap, axis=-1, keepdims=True)
+        points = points + np.where(length < distance, 0.1 * gap / np.maximum(length, 1e-9), 0).sum(axis=1)
+    return points
+
+
+def scatter_row(panels: Mapping[str, tuple[Codes, Sequence[str]]], y: Classes) -> Figure:
+    """Side by side, the same images at two coordinates of several codes: title -> (codes, names of the axes)."""
     fig, axes = panel_axes(panels, (6 * len(panels), 6))
     for ax, (z, axis_names) in zip(axes, panels.values(), strict=True):
         latent_scatter(ax, z, y, axis_names)
@@ -48,15 +77,13 @@ def _heatmap(ax: Axes, values: Any, spec: str, least: float, dark: float, **opti
     for (i, j), value in np.ndenumerate(values):
         if abs(value) >= least:
             ax.text(j, i, number(value, spec), color="white" if abs(value) > dark else "black", **CENTRED)
-    bare(ax)
+    ax.tick_params(length=0)
+    ax.set_frame_on(False)
     return ax.imshow(values, **options)
 
 
-def overlap_matrices(matrices: Mapping[str, Any]) -> Figure:
-    """Side by side, who the neighbours of each class are, in percent; shares below 0.5 % are left blank.
-
-    A row of a matrix (10, 10) is a class and sums to 1; a column is the label of its neighbours.
-    """
+def overlap_matrices(matrices: Mapping[str, Float[Any, "label label_of_neighbour"]]) -> Figure:
+    """Side by side, who the neighbours of each class are, in percent of its row; those below 0.5 % are left blank."""
     fig, axes = panel_axes(matrices, (5.8 * len(matrices), 5.6), sharey=True)
     for ax, matrix in zip(axes, matrices.values(), strict=True):
         _heatmap(ax, 100 * np.asarray(matrix), ".0f", least=0.5, dark=50, cmap="Blues", vmin=0, vmax=100)
@@ -65,11 +92,10 @@ def overlap_matrices(matrices: Mapping[str, Any]) -> Figure:
     return fig
 
 
-def holes(log_ratio: Any, images: Any, threshold: float) -> Figure:
-    """Where the prior has mass but no image was encoded, beside what is decoded there; both axes are quantiles.
+def holes(log_ratio: Float[Any, "m m"], images: Float[Any, "n n 1 28 28"], threshold: float) -> Figure:
+    """Where the prior has mass but no image was encoded, q(z) / p(z) < threshold, beside what is decoded there.
 
-    ``log_ratio`` (m, m) is log q(z) - log p(z) on a grid of equal prior mass, ``images`` (n, n, 1, 28, 28) are decoded
-    on a coarser one, m a multiple of n; first index z_2. A point with q(z) / p(z) below the threshold lies in a hole.
+    ``log_ratio`` is log q(z) - log p(z); both grids are of equal prior mass, with z_2 first, and m a multiple of n.
     """
     ratio, n = np.asarray(log_ratio) / np.log(10), len(images)
     if ratio.ndim != 2 or ratio.shape[0] != ratio.shape[1] or len(ratio) % n:
@@ -89,29 +115,24 @@ def holes(log_ratio: Any, images: Any, threshold: float) -> Figure:
     bar.set_ticks(at, labels=["1/100", "1/10", "1", "10", "100"])
     draw_manifold(right, images, f"decoded; framed: mostly hole, q(z) < {threshold:g} p(z)")
     mostly = (ratio < level).reshape(n, step, n, step).mean(axis=(1, 3)) >= 0.5
+    frame: Any = {"facecolor": (COLOURS["kl"], 0.18), "edgecolor": COLOURS["kl"], "linewidth": 1}
     for i, j in np.argwhere(mostly):
-        corner = (j * PITCH, (n - 1 - i) * PITCH)
-        right.add_patch(Rectangle(corner, PITCH, PITCH, facecolor=HOLE, alpha=0.18, edgecolor="none"))
-        right.add_patch(Rectangle(corner, PITCH, PITCH, fill=False, edgecolor=HOLE, linewidth=1))
+        right.add_patch(Rectangle((j * PITCH, (n - 1 - i) * PITCH), PITCH, PITCH, **frame))
     return fig
 
 
 def strips(panels: Mapping[str, Any], row_labels: Sequence[str], values: Sequence[float], xlabel: str) -> Figure:
-    """Side by side, rows of images (D, V, 1, 28, 28) decoded along lines of the latent space, at V values each."""
+    """Side by side, grids of images (rows, values, 1, 28, 28) decoded along lines of the latent space, a row each."""
     fig, axes = panel_axes(panels, (0.55 * len(panels) * (len(values) + 1) + 1.2, 1 + 0.5 * len(row_labels)))
     columns = [number(value) if len(values) <= 7 or i % 2 == 0 else "" for i, value in enumerate(values)]
     for ax, images in zip(axes, panels.values(), strict=True):
-        stack, labels = np.asarray(images).reshape(-1, 1, 28, 28), row_labels if ax is axes[0] else ()
-        draw_tiles(ax, stack, len(values), labels, column_labels=columns)
+        draw_tiles(ax, images, row_labels if ax is axes[0] else (), columns)
         ax.set_xlabel(xlabel)
     return fig
 
 
 def effect_maps(mean: Any, spread: Any, row_labels: Sequence[str], column_labels: Sequence[str]) -> Figure:
-    """What each of D coordinates does to each of F measurements: mean and spread (D, F) over base digits.
-
-    Of the change per unit of the coordinate, in standard deviations of the measurement.
-    """
+    """What each coordinate (row) does to each measurement (column), per unit and in its standard deviations."""
     titles = ["mean effect of one unit", "spread of the effect over the digits"]
     fig, axes = panel_axes(titles, (12, 1.6 + 0.36 * len(row_labels)), sharey=True)
     colours: Any = {"cmap": "PuOr_r", "vmin": -1, "vmax": 1, "aspect": "auto"}
@@ -124,10 +145,7 @@ def effect_maps(mean: Any, spread: Any, row_labels: Sequence[str], column_labels
 
 
 def norms_along(panels: Mapping[str, tuple[Mapping[str, Any], tuple[float, float, float]]], t: Any) -> Figure:
-    """Norms (n_pairs, T) of the codes along paths, at positions t (T,): their mean and a band of their middle 80 %.
-
-    Beside a panel's norms, by path, stand the quantiles 2.5 %, 50 % and 97.5 % of the norm of the prior's draws.
-    """
+    """Mean and middle 80 % of norms (n_pairs, T) of codes along paths, over the prior's 2.5 %, 50 % and 97.5 %."""
     fig, axes = panel_axes(panels, (5.6 * len(panels), 3.9))
     for ax, (curves, (low, median, high)) in zip(axes, panels.values(), strict=True):
         ax.axhspan(low, high, color="0.92", zorder=0)
@@ -148,29 +166,25 @@ def values_along(panels: Mapping[str, tuple[str, Mapping[str, tuple[Any, Any]]]]
     fig, axes = panel_axes(panels, (5.6 * len(panels), 3.9))
     for ax, (ylabel, curves) in zip(axes, panels.values(), strict=True):
         for name, (values, errors) in curves.items():
-            position, height, error = (np.asarray(array) for array in (t, values, errors))
-            ax.errorbar(position, height, error, label=name, capsize=2, **PATHS[name])
+            ax.errorbar(np.asarray(t), np.asarray(values), np.asarray(errors), label=name, capsize=2, **PATHS[name])
         ax.set(xlabel="position $t$", ylabel=ylabel)
     axes[-1].legend()
     return fig
 
 
-def walks(mu: Any, y: Any, paths: Mapping[str, Any], images: Mapping[str, Any]) -> Figure:
-    """Walks through the plane, named A, B and so on: on the left the paths, on the right what is decoded along them.
-
-    A walk has codes (T, 2) and decoded images (V, 1, 28, 28), as many for every walk; behind them stand the posterior
-    means (N, 2) of images with their labels (N,).
-    """
-    fig, (left, right) = plt.subplots(1, 2, figsize=(15, 5.6), width_ratios=[1, 1.6])
+def walks(mu: Codes, y: Classes, paths: Mapping[str, Codes], images: Mapping[str, Images]) -> Figure:
+    """Walks A, B and so on through the plane of the means ``mu``, and beside them what is decoded along each."""
+    count = {1: "one walk", 5: "five walks"}.get(len(paths), f"{len(paths)} walks")
+    titles = [f"{count}, from ○ to ●", "what is decoded on the way"]
+    fig, (left, right) = panel_axes(titles, (15, 5.6), width_ratios=[1, 1.6])
     latent_scatter(left, mu, y)
     left.collections[0].set_alpha(0.25)
     lines = [np.asarray(path, dtype=float) for path in paths.values()]
     limit = 1.15 * max(float(np.abs(points).max()) for points in lines)
-    count = {1: "one walk", 5: "five walks"}.get(len(lines), f"{len(lines)} walks")
-    left.set(xlim=(-limit, limit), ylim=(-limit, limit), title=f"{count}, from ○ to ●")
+    left.set(xlim=(-limit, limit), ylim=(-limit, limit))
     for text in left.texts:
         text.set_visible(max(map(abs, text.get_position())) < limit)
-    taken = [text.get_position() for text in left.texts] + [tuple(points[end]) for points in lines for end in (0, -1)]
+    taken = [text.get_position() for text in left.texts] + [points[end] for points in lines for end in (0, -1)]
     outline = [withStroke(linewidth=5, foreground="white")]
     box = {"facecolor": "black", "edgecolor": "white", "boxstyle": "square,pad=0.2"}
     for letter, points in zip(ascii_uppercase, lines, strict=False):
@@ -179,22 +193,21 @@ def walks(mu: Any, y: Any, paths: Mapping[str, Any], images: Mapping[str, Any]) 
         left.plot(*points[-1], "o", color="black", markersize=7, zorder=5)
         # The letter stands where the path is farthest from other names.
         distance = np.linalg.norm(points[:, None] - np.array(taken), axis=-1).min(axis=1)
-        taken.append(tuple(points[distance.argmax()]))
+        taken.append(points[distance.argmax()])
         left.text(*taken[-1], letter, zorder=6, color="white", fontsize=12, fontweight="bold", bbox=box, **CENTRED)
-    stack = np.concatenate([np.asarray(images[name]) for name in paths])
     labels = [f"{letter}  {name}" for letter, name in zip(ascii_uppercase, paths, strict=False)]
-    draw_tiles(right, stack, len(stack) // len(paths), labels, "what is decoded on the way")
+    draw_tiles(right, np.stack([np.asarray(images[name]) for name in paths]), labels)
     return fig
 
 
-def poster(mu: Any, y: Any, z: Any, image: Any) -> Figure:
-    """A still of the explorer: the plane with the point z (2,) chosen, and the digit (1, 28, 28) decoded there."""
+def poster(mu: Codes, y: Classes, z: Float[Any, "2"], image: Float[Any, "1 28 28"]) -> Figure:
+    """A still of the explorer: the plane with the point z chosen, and the digit decoded there."""
     z1, z2 = np.asarray(z).tolist()
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10.5, 5.4), width_ratios=[1.1, 1])
+    titles = ["choose a point of the plane", f"decoded at ({number(z1, '.2f')}, {number(z2, '.2f')})"]
+    fig, (left, right) = panel_axes(titles, (10.5, 5.4), width_ratios=[1.1, 1])
     latent_scatter(left, mu, y)
     left.axvline(z1, color="black", linewidth=1)
     left.axhline(z2, color="black", linewidth=1)
     left.plot(z1, z2, "o", color="black", markerfacecolor="white", markersize=13, markeredgewidth=3, zorder=9)
-    left.set_title("choose a point of the plane")
-    draw_tiles(right, np.asarray(image)[None], 1, title=f"decoded at ({number(z1, '.2f')}, {number(z2, '.2f')})")
+    draw_tiles(right, np.asarray(image)[None, None])
     return fig

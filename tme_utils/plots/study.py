@@ -7,36 +7,32 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from tme_utils.plots.shared import COLOURS, draw_tiles, log2_axis, note, panel_axes
+from tme_utils.plots.shared import COLOURS, Labels, draw_tiles, log2_axis, note, panel_axes
 
 # A light and a dark colour, told apart without hue; the colour of any other architecture lies between the two.
-ARCHITECTURE_COLOURS, OTHER_COLOUR = {"mlp": "#56b4e9", "conv": "#7a3b8f"}, "#d55e00"
-ARCHITECTURE_MARKERS, OTHER_MARKER = {"mlp": "o", "conv": "s"}, "D"
+ARCHITECTURE_COLOURS = {"mlp": "#56b4e9", "conv": "#7a3b8f"}
 
 
 def _look(architecture: str) -> tuple[str, str]:
     """Colour and marker."""
-    colour = ARCHITECTURE_COLOURS.get(architecture, OTHER_COLOUR)
-    return colour, ARCHITECTURE_MARKERS.get(architecture, OTHER_MARKER)
+    return ARCHITECTURE_COLOURS.get(architecture, "#d55e00"), {"mlp": "o", "conv": "s"}.get(architecture, "D")
 
 
 def seed_dots(table: pd.DataFrame, scores: Mapping[str, str], live: Mapping[str, Any] | None = None) -> Figure:
-    """One dot for each trained model, a bar at the mean of its seeds: a row of panels for each latent dimension.
-
-    A score is column -> title. ``live`` is one more row of the table, a star to the right of the others of its model.
-    """
+    """Scores (column -> title) of trained models: a dot each, a bar at the mean of the seeds, a star for ``live``."""
     if table.empty:
         raise ValueError("the table must hold at least one row, got none")
     dims = sorted(table["latent_dim"].unique(), reverse=True)
     found = table["architecture"].unique().tolist()
     names = sorted(found, key=[*ARCHITECTURE_COLOURS, *found].index)
-    size = (2.6 * len(scores), 2.7 * len(dims))
-    fig, axes = plt.subplots(len(dims), len(scores), figsize=size, squeeze=False, sharex=True)
-    for (dim, score), ax in zip(itertools.product(dims, scores), axes.flat, strict=True):
-        rows = table[table["latent_dim"] == dim]
-        for name, values in rows.groupby("architecture")[score]:
+    titles = [*scores.values()] + [""] * len(scores) * (len(dims) - 1)  # above the first row alone
+    size, shape = (2.6 * len(scores), 2.7 * len(dims)), (len(dims), len(scores))
+    fig, axes = panel_axes(titles, size, shape, sharex=True)
+    for ax, (dim, score) in zip(axes, itertools.product(dims, scores), strict=True):
+        for name, values in table[table["latent_dim"] == dim].groupby("architecture")[score]:
             (colour, marker), i, mean = _look(name), names.index(name), values.mean()
             ax.plot([i - 0.3, i + 0.3], [mean, mean], color=colour)
             shift = np.linspace(-0.12, 0.12, len(values))
@@ -46,9 +42,7 @@ def seed_dots(table: pd.DataFrame, scores: Mapping[str, str], live: Mapping[str,
                 ax.plot(i + 0.22, live[score], "*", color="black", markersize=11, zorder=3)
         ax.set(xticks=range(len(names)), xticklabels=names, xlim=(-0.5, len(names) - 0.25))
         ax.margins(y=0.2)
-    for ax, title in zip(axes[0], scores.values(), strict=True):
-        ax.set_title(title)
-    for ax, dim in zip(axes[:, 0], dims, strict=True):
+    for ax, dim in zip(axes[:: len(scores)], dims, strict=True):
         ax.set_ylabel(f"$d$ = {dim}\nnats per image")
     return fig
 
@@ -61,12 +55,11 @@ def difference_histogram(difference: Any, names: Sequence[str]) -> Figure:
     for sign, name in zip((-1, 1), names, strict=True):
         part = values[np.sign(values) == sign].clip(-limit, limit)
         label = f"{name} better:\n{100 * len(part) / len(values):.0f} % of the images"
-        edges = np.linspace(-limit, limit, 81).tolist()
-        ax.hist(part, edges, color=ARCHITECTURE_COLOURS.get(name, "0.5"), label=label)
+        ax.hist(part, bins=80, range=(-limit, limit), color=ARCHITECTURE_COLOURS.get(name, "0.5"), label=label)
     ax.axvline(0, color=COLOURS["reference"], linewidth=1)
     ax.set(xlabel=f"recon of {names[0]} − recon of {names[1]} (nats)", ylabel="test images", xlim=(-limit, limit))
-    text = "one in a thousand lies beyond,\ncounted in the last bars"
-    ax.text(0.99, 0.4, text, transform=ax.transAxes, ha="right", fontsize=10)
+    beyond = "one in a thousand lies beyond,\ncounted in the last bars"
+    ax.text(0.99, 0.4, beyond, transform=ax.transAxes, ha="right", fontsize=10)
     ax.legend(fontsize=11, loc="upper left")
     return fig
 
@@ -94,21 +87,16 @@ class Line(NamedTuple):
     colour: str
 
 
-def by_dimension(
-    panels: Mapping[str, tuple[str, Mapping[str, Line]]],
-    references: Mapping[str, Mapping[str, float]] | None = None,
-    log_y: Sequence[str] = (),
-    n_columns: int = 3,
-) -> Figure:
-    """Scores against the latent dimension: lines through the means, dots for the seeds, a band over their range.
+Panels = Mapping[str, tuple[str, Mapping[str, Line]]]  # title -> (label of the vertical axis, name -> line)
+Marks = Mapping[str, Mapping[str, float]]  # title -> name -> a value drawn across the panel
 
-    A panel is title -> (label of its vertical axis, name -> line), its references title -> name -> a value drawn
-    across it; ``log_y`` holds titles. Names are listed once, beside the last panel.
-    """
+
+def by_dimension(panels: Panels, references: Marks | None = None, log_y: Labels = (), n_columns: int = 3) -> Figure:
+    """Scores against the latent dimension: lines through the means, dots for the seeds, a band over their range."""
     n_columns = min(n_columns, len(panels))
     n_rows = -(-len(panels) // n_columns)
     fig, axes = panel_axes(panels, (4.1 * n_columns + 0.6, 3.8 * n_rows), (n_rows, n_columns))
-    handles: dict[str, Any] = {}
+    handles = {}
     for ax, (title, (ylabel, lines)) in zip(axes, panels.items(), strict=True):
         for name, (values, style, colour) in lines.items():
             dims, seeds = values.index.to_numpy(), values.to_numpy(dtype=float)
@@ -116,8 +104,7 @@ def by_dimension(
             ax.fill_between(dims, low, high, color=colour, alpha=0.25, linewidth=0)
             if seeds.shape[1] > 1:
                 ax.plot(dims, seeds, ".", color=colour, markersize=4)
-            (handle,) = ax.plot(dims, mean, style, color=colour, markersize=6, fillstyle="none")
-            handles.setdefault(name, handle)
+            (handles[name],) = ax.plot(dims, mean, style, color=colour, markersize=6, fillstyle="none")
         log2_axis(ax, sorted({d for line in lines.values() for d in line.values.index}), "latent dimension $d$")
         ax.set(ylabel=ylabel, yscale="log" if title in log_y else "linear")
         for name, value in (references or {}).get(title, {}).items():
@@ -127,11 +114,8 @@ def by_dimension(
     return fig
 
 
-def sorted_divergences(panels: Mapping[str, Any], threshold: float) -> Figure:
-    """KL divergence of each latent coordinate, in nats: a dot at the mean of the seeds, a bar over their range.
-
-    An architecture's are (n_seeds, latent_dim), each row sorted; the title counts those above the threshold.
-    """
+def sorted_divergences(panels: Mapping[str, Float[Any, "seeds latent_dim"]], threshold: float) -> Figure:
+    """KL of each coordinate, sorted for each seed, in nats: dots at the mean of the seeds, bars over their range."""
     fig, axes = panel_axes(panels, (4.6 * len(panels), 3.6), sharey=True)
     for ax, (name, divergences) in zip(axes, panels.items(), strict=True):
         values, (colour, marker) = np.asarray(divergences, dtype=float), _look(name)
@@ -146,25 +130,24 @@ def sorted_divergences(panels: Mapping[str, Any], threshold: float) -> Figure:
     return fig
 
 
-def picture_grids(panels: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Grids of images side by side, title -> label of the row -> images (N, 28, 28), with the same rows in each."""
+def picture_grids(panels: Mapping[str, Mapping[str, Float[Any, "n 28 28"]]]) -> Figure:
+    """Grids of images side by side: title -> label of the row -> images; every panel has the same rows."""
     rows, *others = (list(grid) for grid in panels.values())
     if any(other != rows for other in others):
         raise ValueError(f"every panel must have the same rows, got {[rows, *others]}")
     columns = [len(grid[rows[0]]) for grid in panels.values()]
     size = (0.9 + 0.45 * (sum(columns) + len(columns)), 0.6 + 0.46 * len(rows))
     fig, axes = panel_axes(panels, size, width_ratios=columns)
-    for ax, n_columns, grid in zip(axes, columns, panels.values(), strict=True):
-        images = np.concatenate([np.asarray(stack) for stack in grid.values()])[:, None]
-        draw_tiles(ax, images, n_columns, rows if ax is axes[0] else ())
+    for ax, grid in zip(axes, panels.values(), strict=True):
+        images = np.stack([np.asarray(images) for images in grid.values()])
+        draw_tiles(ax, images[:, :, None], rows if ax is axes[0] else ())
     return fig
 
 
 def rate_distortion(curves: Mapping[str, tuple[pd.DataFrame, str, str]], sums: Sequence[float]) -> Figure:
     """Models in the plane of rate and distortion, in nats, and lines where their sum, the −ELBO, has these values.
 
-    A curve is (rows with ``label``, ``rate`` and ``distortion`` in the order to join them; format; colour). Rows of one
-    label are seeds: a dot each, and the line passes through their mean.
+    A curve is (rows with ``label``, ``rate`` and ``distortion``; format; colour). The rows of one label are its seeds.
     """
     fig, ax = plt.subplots(figsize=(7.2, 5.2))
     for name, (rows, style, colour) in curves.items():

@@ -5,22 +5,22 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse, FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
 
 from tme_utils.plots.shared import CENTRED, COLOURS, log2_axis, note, number, panel_axes
 
+Picture = Float[Any, "28 28"]
+Arrays = Mapping[str, Any]  # by the name of an estimator
 REGIONS = {0.5: "0.55", 0.95: "0.82"}  # mass of a region that is drawn for a density in the plane -> its grey
 CORNERS = np.array([[-1, -1], [1, 1]])  # of a square around the origin
 ENCODER, DECODER, KL, REFERENCE = (COLOURS[name] for name in ("train", "recon", "kl", "reference"))
 
 
-def vae_schema(x: Any, probs: Any, x_hat: Any) -> Figure:
-    """The VAE from left to right, its two loss terms below the parts that they tie together.
-
-    The pictures (28, 28): an image, the decoder's pixel probabilities for it, and an image drawn from these.
-    """
+def vae_schema(x: Picture, probs: Picture, x_hat: Picture) -> Figure:
+    """The VAE from an image to one drawn from its ``probs``, and below, the loss terms with the parts that they tie."""
     with plt.rc_context({"font.size": 17}):
         fig, ax = plt.subplots(figsize=(13, 4.75))
         ax.set(xlim=(0, 26), ylim=(-5.6, 3.9), aspect="equal")  # the main line is at height 0
@@ -44,14 +44,12 @@ def vae_schema(x: Any, probs: Any, x_hat: Any) -> Figure:
             (12.6, 3.1, 2.9, 1.1, r"$\epsilon \sim N(0, I)$", REFERENCE, "--"),
         ]:
             corner, shape = (middle - width / 2, height - tall / 2), "round,pad=0,rounding_size=0.3"
-            look: Any = {"facecolor": "white", "edgecolor": colour, "linewidth": 2.2, "linestyle": line}
-            ax.add_patch(FancyBboxPatch(corner, width, tall, boxstyle=shape, **look))
+            ax.add_patch(FancyBboxPatch(corner, width, tall, shape, fc="white", ec=colour, lw=2.2, ls=line))
             ax.text(middle, height, name, **CENTRED)
         arrows: Any = [(2.95, 0, 4.3, 0), (14.25, 0, 15.7, 0), (18.5, 0, 19.65, 0), (22.35, 0, 23.15, 0)]
         arrows += [(7.1, 0.5, 7.8, 1.2), (7.1, -0.5, 7.8, -1.2), (9.7, 1.2, 10.95, 0.35), (9.7, -1.2, 10.95, -0.35)]
-        for *start, x_end, y_end in [*arrows, (12.6, 2.55, 12.6, 0.65)]:
-            look = {"arrowstyle": "-|>", "mutation_scale": 18, "linewidth": 1.8, "color": "0.25"}
-            ax.add_patch(FancyArrowPatch(start, (x_end, y_end), **look))
+        for *tail, to_x, to_y in [*arrows, (12.6, 2.55, 12.6, 0.65)]:
+            ax.add_patch(FancyArrowPatch(tail, (to_x, to_y), arrowstyle="-|>", mutation_scale=18, lw=1.8, color="0.25"))
         ax.text(8.75, -2.85, r"$\mathrm{KL} = KL(\,q(z|x)\,\Vert\,N(0, I)\,)$", color=KL, **CENTRED)
         ax.plot([1.6, 1.6, 21, 21], [-1.5, -4.2, -4.2, -1.5], color=DECODER, linewidth=2.2)
         ax.text(11.3, -4.95, r"$\mathrm{recon} = -E_{q(z|x)}[\,\log p(x|z)\,]$", color=DECODER, **CENTRED)
@@ -59,19 +57,18 @@ def vae_schema(x: Any, probs: Any, x_hat: Any) -> Figure:
     return fig
 
 
-def region_levels(density: Any, masses: Sequence[float] = tuple(REGIONS)) -> list[float]:
-    """Levels of a density on a regular grid, up to a factor, whose highest-density regions hold these shares of it."""
+def region_levels(density: Float[Any, "..."]) -> list[float]:
+    """Levels of a density on a regular grid, up to a factor, whose highest-density regions hold 50 % and 95 % of it."""
     values = np.sort(np.asarray(density, dtype=float).ravel())[::-1]
     share = np.cumsum(values) / values.sum()
-    return [float(values[np.searchsorted(share, mass)]) for mass in masses]
+    return [float(values[np.searchsorted(share, mass)]) for mass in REGIONS]
 
 
 def posteriors(z: Any, density: Any, mu: Any, std: Any, x: Any, gaps: Sequence[float]) -> Figure:
     """The true posterior p(z|x) of images x (n, 1, 28, 28), by its density (n, G, G) on grids of codes z (n, G, G, 2).
 
-    Over it the encoder's Gaussian q(z|x) of mu and std, (n, 2). Both are drawn by their highest-density regions of
-    50 % and 95 %, in the smallest square that holds both with a margin. z_1 runs along the last grid axis; ``gaps``
-    are KL(q(z|x) || p(z|x)), in nats.
+    Over it the encoder's Gaussian q(z|x) of mu and std, (n, 2); both are drawn by their highest-density regions of
+    50 % and 95 %. z_1 runs along the last grid axis; ``gaps`` are KL(q(z|x) || p(z|x)), in nats.
     """
     z, density, mu, std, x = (np.asarray(a, dtype=float) for a in (z, density, mu, std, x))
     n_columns = -(-len(z) // 2)
@@ -98,12 +95,8 @@ def posteriors(z: Any, density: Any, mu: Any, std: Any, x: Any, gaps: Sequence[f
     return fig
 
 
-def bounds(n_samples: Sequence[int], values: Any, exact: Any, shown: int) -> Figure:
-    """The bounds IW_K of n images, in nats, as the number K of samples grows: one image, then what is missing for all.
-
-    ``values`` (n, m) are given for m numbers K from 1 (the ELBO) on, ``exact`` (n,) is log p(x); ``shown`` is the
-    index of the one image.
-    """
+def bounds(n_samples: Sequence[int], values: Float[Any, "n m"], exact: Float[Any, " n"], shown: int) -> Figure:
+    """The bounds IW_K below the exact log p(x), in nats, by their samples K from 1 (the ELBO): one image, then all."""
     values, exact = np.asarray(values, dtype=float), np.asarray(exact, dtype=float)
     missing = exact[:, None] - values
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4))
@@ -140,15 +133,13 @@ def kl_shape(mu: Any, kl_of_mu: Any, logvar: Any, kl_of_logvar: Any) -> Figure:
     return fig
 
 
-def gradient_estimators(
-    draws: Mapping[str, Any], exact: float, dims: Sequence[int], variances: Mapping[str, Any]
-) -> Figure:
+def gradient_estimators(draws: Arrays, exact: float, dims: Sequence[int], variances: Arrays) -> Figure:
     """Single draws (n,) of two estimators of the gradient ``exact``, and their variances by latent dimension."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.2))
     limit = np.quantile(np.abs(np.concatenate([*draws.values()]) - exact), 0.99)
-    bins = np.linspace(exact - limit, exact + limit, 161).tolist()
+    shown = (exact - limit, exact + limit)
     for (name, values), colour, style in zip(draws.items(), (COLOURS["train"], KL), ("o-", "s--"), strict=True):
-        left.hist(np.asarray(values), bins=bins, density=True, alpha=0.6, color=colour, label=name)
+        left.hist(np.asarray(values), bins=160, range=shown, density=True, alpha=0.6, color=colour, label=name)
         right.loglog(dims, variances[name], style, color=colour, label=name)
     left.axvline(exact, color="black", linestyle=":", label=f"exact gradient, {exact:g}")
     left.set(xlabel=r"one-draw estimate of $\partial / \partial \mu_1$", ylabel="density", title="each draw")
@@ -161,11 +152,7 @@ def gradient_estimators(
 
 
 def price_of_information(betas: Any, trained: Any, collapsed: float, crossing: float, n_pixels: int) -> Figure:
-    """The loss recon + β KL, in nats per image, of a trained model and of the constant image, by the weight β.
-
-    The constant image, whose KL is zero, costs ``collapsed`` at any β, and from ``crossing`` on no more than the model;
-    a mean over the pixels stands for β = n_pixels.
-    """
+    """The loss recon + β KL of a trained model, and of a constant image without KL, which is as good from a β on."""
     fig, ax = plt.subplots(figsize=(8, 4.4))
     ax.loglog(betas, trained, color=COLOURS["train"])
     ax.axhline(collapsed, color=KL, linestyle="--")
