@@ -9,12 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from PIL import Image
 
 from tme_utils import plots
-from tme_utils.plots import latent, live, shared, study, theory
+from tme_utils.plots import latent, live, shared, theory
 from tme_utils.training import History
 
 
@@ -95,13 +94,6 @@ def test_figures_are_sharp_in_a_notebook(monkeypatch, shell, expected):
     assert (formats, plt.figure().dpi) == (expected, 75)
 
 
-def test_every_drawing_stands_in_the_package():
-    for module in (shared, theory, study, latent):
-        for name, value in vars(module).items():
-            if getattr(value, "__annotations__", {}).get("return") is Figure:
-                assert getattr(plots, name) is value
-
-
 GRID, PLANE = np.zeros((4, 4, 1, 28, 28)), np.zeros((9, 2))
 REFUSED = {
     r"need a grid of images .* got \(4, 1, 28, 28\)": lambda: plots.draw_manifold(plt.gca(), GRID[0]),
@@ -139,24 +131,33 @@ def test_ink_is_dark_on_light_paper_and_images_stand_row_by_row(grid):
     assert (canvas[:, ::29] == 1).all()
 
 
-def test_image_rows_draws_one_labelled_row_for_each_entry(grid):
+def test_labelled_pictures_stand_row_by_row_and_the_manifold_has_z2_upwards(grid):
     x, rebuilt = images = grid(2, 3)
     (ax,) = drawn(plots.image_rows({"x": x, "rebuilt": rebuilt}, "Digits", list("abc")), "Digits")
     shows(ax, images, ["x", "rebuilt"], ["a", "b", "c"])
 
-
-def test_film_strips_have_a_row_for_each_digit_and_a_column_for_each_epoch(random_images, grid):
-    x, frames = random_images(2, 1), grid(4, 2)
-    fig = plots.film_strips({"train": (x, frames), "prior": (None, frames)}, epochs=[0, 3])
+    frames, originals = grid(4, 2), grid(1, 2, seed=1)[0]
+    fig = plots.film_strips({"train": (originals, frames), "prior": (None, frames)}, epochs=[0, 3])
     left, right = drawn(fig, "epoch", "train", "prior")
-    shows(left, torch.stack([x, frames[0], frames[3]], 1), [], ["x", "0", "3"])
+    shows(left, torch.stack([originals, frames[0], frames[3]], 1), [], ["x", "0", "3"])
     shows(right, torch.stack([frames[0], frames[3]], 1), [], ["0", "3"])
 
+    test, train = grid(2, 3), grid(2, 2, seed=1)
+    panels = {name: {"a": images[0, :, 0], "b": images[1, :, 0]} for name, images in [("test", test), ("train", train)]}
+    left, right = drawn(plots.picture_grids(panels), "test", "train")
+    shows(left, test, ["a", "b"], [])
+    shows(right, train, [], [])
 
-def test_the_manifold_has_z2_upwards(grid):
-    plots.draw_manifold(plt.gca(), grid(3, 2), "Manifold")
-    (ax,) = drawn(plt.gcf(), "Manifold")
-    shows(ax, grid(3, 2).flip(0), [], [])
+    for n, labels in [(3, ["−1", "0", "1"]), (9, ["−1", "", "−0.5", "", "0", "", "0.5", "", "1"])]:
+        fig = plots.strips({"a": grid(2, n), "b": grid(2, n, seed=1)}, ["c", "d"], np.linspace(-1, 1, n), "value")
+        left, right = drawn(fig, "a", "b", "value")
+        shows(left, grid(2, n), ["c", "d"], labels)
+        shows(right, grid(2, n, seed=1), [], labels)
+
+    ax = plt.figure().add_subplot()
+    plots.draw_manifold(ax, images, "Manifold")
+    drawn(ax.figure, "Manifold", "$z_1$, in quantiles of the prior →", "$z_2$, in quantiles of the prior →")
+    shows(ax, images.flip(0), [], [])
 
 
 @pytest.mark.parametrize(("first", "above"), [(543.0, ["epoch 0: 543, above the axis"]), (99.0, [])])
@@ -201,22 +202,17 @@ def train(monkeypatch, rows, snapshots, probes):
 
 
 @pytest.mark.parametrize(("options", "width"), [({}, 1200), ({"probes": None}, 500)], ids=["probes", "no probes"])
-def test_a_live_panel_is_displayed_once_and_redrawn_at_every_epoch(train, options, width):
-    frames, ((widget, _),) = train(live.LivePanel(), **options)
-    assert isinstance(widget, ipywidgets.Image)
-    assert (widget.value, len(set(frames))) == (frames[-1], 3)
-    found = [Image.open(io.BytesIO(frame)) for frame in frames]
+def test_a_live_panel_is_redrawn_at_every_epoch_and_each_training_has_a_film_of_its_own(train, options, width):
+    panel = live.LivePanel()
+    (first, _), (second, displayed) = train(panel, **options), train(panel, n_epochs=1, **options)
+    assert (len(set(first)), len(set(second))) == (3, 2)
+    found = [Image.open(io.BytesIO(frame)) for frame in first]
     assert {(image.format, image.size) for image in found} == {("PNG", (width, 340))}  # a film has one size
     assert not plt.get_fignums()
-
-
-def test_a_second_training_has_a_film_of_its_own_and_the_stored_text_holds_no_picture_and_no_number(train):
-    panel = live.LivePanel()
-    (first, _), (second, displayed) = train(panel), train(panel, n_epochs=1)
-    assert (len(first), len(second)) == (3, 2)
+    assert [type(widget) for widget, _ in displayed] == [ipywidgets.Image] * 2
     assert [widget.value for widget, _ in displayed] == [first[-1], second[-1]]
     (widget, text), (_, other_text) = displayed
-    assert text == other_text
+    assert text == other_text  # the notebook stores no picture and no number
     assert "PNG" in repr(widget)  # as the text would if it were displayed any later
     assert not any(found in text.replace("100%", "") for found in ["PNG", " at 0x", *"0123456789"])
 
@@ -245,29 +241,14 @@ def test_the_circles_hold_the_mass_that_they_name_beside_the_classes(generator):
         assert not any(text.get_window_extent().overlaps(name.get_window_extent()) for name in ax.texts[:5])
 
 
-def test_a_figure_is_saved_as_png_and_an_interrupted_save_leaves_the_old_one(figures, monkeypatch):
-    fig, path = plt.figure(figsize=(2, 1)), figures / "02_mlp_curves.png"
-    plots.save_figure(fig, "02_mlp_curves")
-    with Image.open(path) as image:
-        assert (image.format, image.size) == ("PNG", (330, 180))  # a tenth of an inch of margin, at 150 dpi
-    before = path.read_bytes()
-
-    def disk_full(partial, **_):
-        partial.write_bytes(before[:50])
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(fig, "savefig", disk_full)
-    with pytest.raises(OSError, match="No space left"):
-        plots.save_figure(fig, "02_mlp_curves")
-    assert [(file, file.read_bytes()) for file in figures.iterdir()] == [(path, before)]
-
-
-def test_a_gif_has_every_frame_for_its_time_and_rests_on_the_last(figures):
+def test_a_figure_is_a_png_with_margins_and_a_gif_has_every_frame_for_its_time_and_rests_on_the_last(figures):
     greys = [0, 100, 250]
-    plots.save_gif([plots.to_png(plt.figure(figsize=(1, 1), facecolor=str(g / 255))) for g in greys], "02_mlp_progress")
-    (path,) = figures.iterdir()
-    assert path.name == "02_mlp_progress.gif"
-    with Image.open(path) as image:
+    plots.save_figure(plt.figure(figsize=(2, 1)), "curves")
+    plots.save_gif([plots.to_png(plt.figure(figsize=(1, 1), facecolor=str(g / 255))) for g in greys], "film")
+    assert {path.name for path in figures.iterdir()} == {"curves.png", "film.gif"}
+    with Image.open(figures / "curves.png") as image:
+        assert (image.format, image.size) == ("PNG", (330, 180))  # a tenth of an inch of margin, at 150 dpi
+    with Image.open(figures / "film.gif") as image:
         for i, (grey, duration) in enumerate(zip(greys, [600, 600, 2600], strict=True)):
             image.seek(i)
             assert image.convert("L").getpixel((0, 0)) == pytest.approx(grey, abs=2)
@@ -282,13 +263,10 @@ def test_schema_names_the_parts_and_the_two_terms_beside_three_pictures():
     assert [picture.get_array()[0, 0] for picture in ax.get_images()] == [1, 0.75, 0]
 
 
-def test_region_levels_hold_the_mass_of_a_gaussian():
+def test_posteriors_show_the_regions_of_p_and_the_ellipses_of_q_however_far_apart():
     axis = np.linspace(-6, 6, 601)
     levels = theory.region_levels(np.exp(-(axis[:, None] ** 2 + axis**2) / 2))
     assert levels == pytest.approx([0.5, 0.05], abs=2e-3)  # exp(-r²/2) at the radius that holds 50 % and 95 %
-
-
-def test_posteriors_show_the_mode_of_p_and_the_ellipses_of_q_however_far_apart():
     axis = np.linspace(-5, 5, 101)
     z = np.stack(np.meshgrid(axis, axis), axis=-1)[None].repeat(3, axis=0)  # z_1 along the last grid axis
     density = np.exp(-50 * ((z - 3) ** 2).sum(-1))
@@ -305,27 +283,22 @@ def test_posteriors_show_the_mode_of_p_and_the_ellipses_of_q_however_far_apart()
 def test_bounds_start_at_the_elbo_and_show_what_is_missing():
     values = np.array([[-102.0, -101.0, -100.5, -100.25, -100.1], [-60.0, -55.0, -52.0, -51.0, -49.9]])
     fig = plots.bounds([1, 2, 4, 8, 16], values, [-100.0, -50.0], shown=0)
-    axes = drawn(fig, "exact log p(x) = −100.00", "ELBO = −102.00", "2.00", "10.00", "4", "16")
-    (bound,), (first, second) = (np.array(points(ax, "o"))[..., 1] for ax in axes)
+    left, right = drawn(fig, "exact log p(x) = −100.00", "ELBO = −102.00", "2.00", "10.00", "4", "16")
+    (bound,), (first, second) = (np.array(points(ax, "o"))[..., 1] for ax in (left, right))
     np.testing.assert_allclose([bound, first], [values[0], [2, 1, 0.5, 0.25, 0.1]])
     assert np.isnan(second[-1])  # noise above the exact value has no place on a log axis
 
 
-def test_kl_shape_is_drawn_from_its_arrays():
-    fig = plots.kl_shape([-3, 3], [4.5, 4.5], [-6, 0, 2], [2.5, 0, 2.2])
-    left, right = drawn(fig, "KL of one coordinate, nats")
+def test_theory_is_drawn_from_its_arrays():
+    left, right = drawn(plots.kl_shape([-3, 3], [4.5, 4.5], [-6, 0, 2], [2.5, 0, 2.2]), "KL of one coordinate, nats")
     assert points(left, "None") == [[[-3, 4.5], [3, 4.5]]]
     assert points(right, "None") == [[[-6, 2.5], [0, 0], [2, 2.2]]]
 
-
-def test_gradient_estimators_keep_their_names(generator):
-    draws = {"reparametrisation": torch.randn(500, generator=generator()), "score function": torch.arange(500.0)}
+    draws = {"reparametrisation": torch.linspace(-1, 1, 500), "score function": torch.arange(500.0)}
     fig = plots.gradient_estimators(draws, 1.0, [1, 2], {"reparametrisation": [1, 1], "score function": [9, 8]})
     _, right = drawn(fig, *draws, "exact gradient, 1", "1", "2")
     assert points(right, "o") + points(right, "s") == [[[1, 1], [2, 1]], [[1, 9], [2, 8]]]
 
-
-def test_price_marks_the_crossing():
     fig = plots.price_of_information([1, 1000], [130, 7000], 205.8, crossing=10.83, n_pixels=784)
     (ax,) = drawn(fig, "β = 10.8\nas good as nothing", "β = 784\nmean over pixels")
     model, constant, *marks = ax.get_lines()
@@ -395,14 +368,6 @@ def test_divergences_stand_at_their_mean_with_the_range_of_the_seeds():
     assert list(left.get_lines()[-1].get_ydata()) == [1.05, 1.05]
 
 
-def test_grids_share_their_rows_and_show_every_image(grid):
-    test, train = grid(2, 3), grid(2, 2, seed=1)
-    panels = {name: {"a": images[0, :, 0], "b": images[1, :, 0]} for name, images in [("test", test), ("train", train)]}
-    left, right = drawn(plots.picture_grids(panels), "test", "train")
-    shows(left, test, ["a", "b"], [])
-    shows(right, train, [], [])
-
-
 def test_models_stand_at_their_rate_and_distortion_and_a_sum_is_a_falling_line():
     table = {"label": ["1", "1", "4", "5"], "rate": [24.0, 26.0, 12.0, 11.0], "distortion": [77.0, 79.0, 95.0, 96.5]}
     (ax,) = drawn(plots.rate_distortion({"mlp": (pd.DataFrame(table), "o-", "black")}, [103]), "mlp", "−ELBO = 103")
@@ -412,12 +377,17 @@ def test_models_stand_at_their_rate_and_distortion_and_a_sum_is_a_falling_line()
     np.testing.assert_allclose(np.sum(points(ax, "None"), axis=-1), 103)
 
 
-def test_overlaps_are_written_in_percent_row_by_row():
+def test_overlaps_are_written_in_percent_and_effects_with_their_sign_and_small_ones_left_out():
     matrix = 0.9 * torch.eye(10)
     matrix[4, 9], matrix[0, 1] = 0.1, 0.004
     (ax,) = drawn(plots.overlap_matrices({"plane": matrix}), "class", "plane")
     written = {text.get_position(): text.get_text() for text in ax.texts}
     assert written == {(9, 4): "10"} | {(i, i): "90" for i in range(10)}  # the neighbours to the right
+    mean, spread = torch.tensor([[0.81, -0.32], [0.04, 0.0]]), torch.tensor([[0.1, 0.2], [0.0, 0.04]])
+    fig = plots.effect_maps(mean, spread, ["z1", "z2"], ["slant", "width"])
+    left, right, _ = drawn(fig, "z1", "z2", "slant", "width")
+    assert (names(left.texts), names(right.texts)) == (["0.8", "−0.3"], ["0.1", "0.2"])
+    assert {ax.get_images()[0].get_clim() for ax in (left, right)} == {(-1, 1)}
 
 
 def test_holes_are_framed_where_they_are(grid):
@@ -432,24 +402,6 @@ def test_holes_are_framed_where_they_are(grid):
     assert [patch.get_xy() for patch in right.patches] == [(0, 3 * 29)]  # pixels of the picture run downwards
     assert names(left.get_xticklabels()) == names(left.get_yticklabels()) == ["−2", "−1", "0", "1", "2"]
     np.testing.assert_allclose(left.get_xticks(), [NormalDist().cdf(z) for z in (-2, -1, 0, 1, 2)])
-
-
-@pytest.mark.parametrize(("n", "labels"), [(3, ["−1", "0", "1"]), (9, ["−1", "−0.5", "0", "0.5", "1"])])
-def test_strips_have_a_row_for_each_line_and_a_column_for_each_value(n, labels, grid):
-    first, second = grid(2, n), grid(2, n, seed=1)
-    fig = plots.strips({"a": first, "b": second}, ["row 1", "row 2"], np.linspace(-1, 1, n), "value")
-    left, right = drawn(fig, "a", "b", "value")
-    shows(left, first, ["row 1", "row 2"])
-    shows(right, second, [])
-    assert [label for label in names(left.get_xticklabels()) if label] == labels
-
-
-def test_effects_are_written_with_their_sign_and_small_ones_left_out():
-    mean, spread = torch.tensor([[0.81, -0.32], [0.04, 0.0]]), torch.tensor([[0.1, 0.2], [0.0, 0.04]])
-    fig = plots.effect_maps(mean, spread, ["z1", "z2"], ["slant", "width"])
-    left, right, _ = drawn(fig, "z1", "z2", "slant", "width")
-    assert (names(left.texts), names(right.texts)) == (["0.8", "−0.3"], ["0.1", "0.2"])
-    assert {ax.get_images()[0].get_clim() for ax in (left, right)} == {(-1, 1)}
 
 
 def test_norms_are_drawn_as_their_mean_over_the_pairs_and_values_with_their_errors():

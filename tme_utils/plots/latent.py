@@ -114,9 +114,8 @@ def holes(log_ratio: Float[Any, "m m"], images: Float[Any, "n n 1 28 28"], thres
     bar = fig.colorbar(picture, ax=left, shrink=0.8, extend="both", label="q(z) / p(z)")
     bar.set_ticks(at, labels=["1/100", "1/10", "1", "10", "100"])
     draw_manifold(right, images, f"decoded; framed: mostly hole, q(z) < {threshold:g} p(z)")
-    mostly = (ratio < level).reshape(n, step, n, step).mean(axis=(1, 3)) >= 0.5
     frame: Any = {"facecolor": (COLOURS["kl"], 0.18), "edgecolor": COLOURS["kl"], "linewidth": 1}
-    for i, j in np.argwhere(mostly):
+    for i, j in np.argwhere((ratio < level).reshape(n, step, n, step).mean(axis=(1, 3)) >= 0.5):
         right.add_patch(Rectangle((j * PITCH, (n - 1 - i) * PITCH), PITCH, PITCH, **frame))
     return fig
 
@@ -193,8 +192,9 @@ def walks(mu: Codes, y: Classes, paths: Mapping[str, Codes], images: Mapping[str
         left.plot(*points[-1], "o", color="black", markersize=7, zorder=5)
         # The letter stands where the path is farthest from other names.
         distance = np.linalg.norm(points[:, None] - np.array(taken), axis=-1).min(axis=1)
-        taken.append(points[distance.argmax()])
-        left.text(*taken[-1], letter, zorder=6, color="white", fontsize=12, fontweight="bold", bbox=box, **CENTRED)
+        z1, z2 = points[distance.argmax()]
+        taken.append((z1, z2))
+        left.text(z1, z2, letter, zorder=6, color="white", fontsize=12, fontweight="bold", bbox=box, **CENTRED)
     labels = [f"{letter}  {name}" for letter, name in zip(ascii_uppercase, paths, strict=False)]
     draw_tiles(right, np.stack([np.asarray(images[name]) for name in paths]), labels)
     return fig

@@ -76,7 +76,7 @@ def log2_axis(ax: Axes, values: Sequence[int], label: str) -> None:
 def tile(grid: Grid) -> Float[np.ndarray, "height width"]:
     """Lay a grid of images out as one picture: ink on paper, with a pixel of paper around each image."""
     grid = np.asarray(grid, dtype=float)
-    if grid.ndim != 5 or grid.shape[2:] != (1, 28, 28):
+    if grid.shape[2:] != (1, 28, 28):
         raise ValueError(f"need a grid of images (rows, columns, 1, 28, 28), got {grid.shape}")
     framed = np.pad(1 - grid[:, :, 0], [(0, 0), (0, 0), (1, 0), (1, 0)], constant_values=1)  # above and to the left
     picture = framed.swapaxes(1, 2).reshape(len(grid) * PITCH, -1)
