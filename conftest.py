@@ -5,16 +5,18 @@ import shutil
 import signal
 import tempfile
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+from torch.distributions import Normal
 
 from benchmarks.browser import find_browser, open_browser
 from tme_utils import checkpoints, data, paths
 from tme_utils.study import allowed_cores
-from tme_utils.training import Probes, Recipe, fit, seeded
+from tme_utils.training import Probes, fit, seeded
 from tme_utils.vae import mlp_vae
 
 TIMEOUT = 60_000  # milliseconds: a busy machine is slow, not wrong
@@ -48,16 +50,29 @@ def pytest_configure(config):
     for pattern in ("*.csv", "*.npz"):  # what the notebooks read
         for table in (paths.ROOT / "figures").glob(pattern):
             shutil.copy(table, folder)
-    before = os.environ.get("TME_FIGURES")
-    os.environ["TME_FIGURES"] = str(folder)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TME_FIGURES", str(folder))
+    config.add_cleanup(patch.undo)
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
-    def restore():
-        shutil.rmtree(folder, ignore_errors=True)
-        os.environ.pop("TME_FIGURES")
-        if before is not None:
-            os.environ["TME_FIGURES"] = before
 
-    config.add_cleanup(restore)
+@dataclass
+class Gaussian:
+    """A likelihood that the package does not know: p(x|z) = N(output, std² I)."""
+
+    std: float
+
+    def log_prob(self, output, x):
+        """Log-density of each image."""
+        return Normal(output, self.std).log_prob(x).sum(dim=(-3, -2, -1))
+
+    def mean(self, output):
+        """The picture to show."""
+        return output
+
+    def log_prob_pairs(self, output, x):
+        """Log-density of every image under every output."""
+        return self.log_prob(output[:, None], x)
 
 
 @pytest.fixture(scope="session")
@@ -105,14 +120,6 @@ def weights():
 def probes(random_images, generator):
     """Probes of 3 training images, 4 held-out images and 5 draws of a 2-D prior."""
     return Probes(random_images(3, 1), random_images(4, 2), torch.randn(5, 2, generator=generator()))
-
-
-@pytest.fixture
-def trained(build, random_images, probes):
-    """A briefly trained model with its history and the settings to save it with."""
-    model, recipe = build(), Recipe(n_epochs=2)
-    history = fit(model, random_images(60), random_images(20, 1), recipe, probes=probes, progress=False)
-    return model, history, checkpoints.settings_of(model, recipe, 0)
 
 
 @pytest.fixture

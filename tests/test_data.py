@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-import urllib.request
 
 import pytest
 import torch
@@ -21,16 +20,6 @@ def test_the_splits_are_the_files_parts_in_their_order(mnist_train, mnist_test):
     assert mnist_test.y[:5].tolist() == [7, 2, 1, 0, 4]
 
 
-def test_no_image_is_in_two_splits(mnist_train, mnist_test):
-    train, validation, test = (
-        {image.tobytes() for image in (255 * x).round().byte().numpy()}
-        for x in (mnist_train.x[:50_000], mnist_train.x[50_000:], mnist_test.x)
-    )
-    assert len(train) == 50_000
-    assert not train & validation
-    assert not (train | validation) & test
-
-
 def test_images_are_grey_levels_from_0_to_1(mnist_test):
     x, y = mnist_test
     assert (x.dtype, y.dtype, x.shape[1:]) == (torch.float32, torch.int64, (1, 28, 28))
@@ -38,16 +27,6 @@ def test_images_are_grey_levels_from_0_to_1(mnist_test):
     assert torch.equal((x * 255).round() / 255, x)
     assert ((x > 0) & (x < 1)).double().mean() == pytest.approx(0.186, abs=0.001)
     assert x[0, 0, 7:9].sum() > x[0, 0, 9:20, :8].sum()  # the bar of the first 7 is above: rows run downwards
-
-
-def test_nothing_is_downloaded_and_nothing_written_beside_the_archives(tmp_path, monkeypatch):
-    monkeypatch.setattr(urllib.request, "urlopen", None)  # what torchvision would call
-    shutil.copytree(paths.DATA / "MNIST", tmp_path / "MNIST")
-    before = sorted(tmp_path.rglob("*"))
-    for path in before:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    load_mnist("test", tmp_path)
-    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_training_images_have_the_name_of_their_archive():

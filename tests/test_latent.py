@@ -11,7 +11,6 @@ from torch.testing import assert_close
 
 from tme_utils import latent
 from tme_utils.latent import aggregated_log_prob, lerp, measure_shape, nearest, prior_grid, slerp, traversals
-from tme_utils.vae import gaussian_log_prob
 
 F64 = torch.float64
 T = torch.linspace(0, 1, 11, dtype=F64)
@@ -90,7 +89,6 @@ def test_the_aggregated_posterior_is_the_mixture(block, monkeypatch):
         (lambda: lerp(normal(4, 3), normal(3), T), r"one shape, got \(4, 3\) and \(3,\)"),
         (lambda: slerp(normal(4, 3), normal(1, 3), T), r"one shape, got \(4, 3\) and \(1, 3\)"),
         (lambda: slerp(normal(3), torch.zeros(3, dtype=F64), T), "norm 0"),
-        (lambda: gaussian_log_prob(normal(5, 1), normal(5, 3), normal(5, 3)), r"z .* ends in \(5, 3\), got \(5, 1\)"),
         (lambda: aggregated_log_prob(normal(5, 1), normal(4, 2), normal(4, 2)), r"z .* ends in \(2,\), got \(5, 1\)"),
         (lambda: measure_shape(torch.ones(2, 28, 28)), r"ends in \(1, 28, 28\), got \(2, 28, 28\)"),
         (lambda: measure_shape(torch.eye(28).expand(2, 1, 28, 28) * T[:2, None, None, None]), "without ink"),

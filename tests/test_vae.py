@@ -10,6 +10,7 @@ from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
+from conftest import Gaussian
 from tme_utils.architectures import ARCHITECTURES, deterministic, residual_vae
 from tme_utils.training import Probes, Recipe, evaluate, fit, seeded, take_snapshots
 from tme_utils.vae import (
@@ -37,22 +38,6 @@ def gaussians(generator):
     source = generator(3)
     mu, logvar = (torch.randn(6, 3, generator=source, dtype=F64) for _ in range(2))
     return mu, 2 * logvar
-
-
-class FixedNormal:
-    """A likelihood that the package does not know: one Gaussian of standard deviation 1/2 for each pixel."""
-
-    def log_prob(self, output, x):
-        """Log-density of each image."""
-        return Normal(output, 0.5).log_prob(x).sum((-3, -2, -1))
-
-    def mean(self, output):
-        """The picture to show."""
-        return output
-
-    def log_prob_pairs(self, output, x):
-        """Log-density of every image under every output."""
-        return self.log_prob(output[:, None].expand(-1, len(x), -1, -1, -1), x.expand(len(output), -1, -1, -1, -1))
 
 
 # --- Gaussians
@@ -115,22 +100,16 @@ def test_pairs_are_exact_for_the_surest_logits_too(generator):
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: bernoulli_log_prob(torch.zeros(5, 1, 28, 28), torch.rand(5, 28, 28)),
         lambda: bernoulli_log_prob(torch.zeros(5, 1, 28, 28), torch.rand(1, 1, 28, 28)),
         lambda: bernoulli_log_prob(torch.zeros(5, 784), torch.rand(5, 784)),
         lambda: reparameterize(torch.zeros(5, 2), torch.zeros(2)),
-        lambda: reparameterize(torch.zeros(5, 2), torch.zeros(5, 2), torch.zeros(2)),
         lambda: reparameterize(torch.zeros(5, 2), torch.zeros(5, 2), torch.zeros(5, 1)),
         lambda: gaussian_log_prob(torch.zeros(5, 2), torch.zeros(5, 2), torch.zeros(5, 1)),
-        lambda: gaussian_log_prob(torch.zeros(2), torch.zeros(5, 2), torch.zeros(5, 2)),
         lambda: gaussian_log_prob(torch.zeros(4, 1, 2), torch.zeros(5, 2), torch.zeros(5, 2)),
         lambda: kl_per_dim(torch.zeros(5, 2), torch.zeros(2)),
-        lambda: kl_standard_normal(torch.zeros(1), torch.zeros(5)),
         lambda: mlp_vae(2, (4,)).encode(torch.rand(5, 28, 28)),
-        lambda: mlp_vae(2, (4,)).decode(torch.zeros(5, 1)),
         lambda: mlp_vae(2, (4,)).decode(torch.zeros(5, 4)),
         lambda: mlp_vae(2, (4,)).log_likelihood(torch.rand(1, 1, 28, 28), torch.zeros(5, 2)),
-        lambda: mlp_vae(2, (4,)).log_likelihood(torch.rand(5, 1, 28, 28), torch.zeros(5, 3, 2)),
     ],
 )
 def test_shapes_that_do_not_fit_are_told(call):
@@ -141,13 +120,14 @@ def test_shapes_that_do_not_fit_are_told(call):
 # --- the objective
 
 
-def test_the_terms_are_those_of_the_textbook(build, random_images, generator):
+@pytest.mark.parametrize("size", [(4, 2), (3, 4, 2)])  # one draw for each image, several
+def test_the_terms_are_those_of_the_textbook(size, build, random_images, generator):
     model, x = build().double(), random_images(4, dtype=F64)
-    eps = torch.randn(4, 2, generator=generator(), dtype=F64)
+    eps = torch.randn(size, generator=generator(), dtype=F64)
     terms = elbo_terms(model, x, eps)
     mu, logvar = model.encode(x)
     decoded = model.decode(mu + (0.5 * logvar).exp() * eps)
-    recon = nn.functional.binary_cross_entropy(decoded.sigmoid(), x, reduction="none").sum((1, 2, 3))
+    recon = -TorchBernoulli(decoded.sigmoid(), validate_args=False).log_prob(x).sum((-3, -2, -1))
     kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).sum(1)
     assert_close(terms.recon, recon)
     assert_close(terms.kl, kl)
@@ -156,15 +136,8 @@ def test_the_terms_are_those_of_the_textbook(build, random_images, generator):
     assert_close(terms.loss(beta=3.0), (recon + 3 * kl).mean())
     averages = {"recon": recon.mean(), "kl": kl.mean(), "neg_elbo": (recon + kl).mean()}
     assert terms.averages() == pytest.approx({name: value.item() for name, value in averages.items()})
-    drawn = elbo_terms(model, x, generator=generator())
-    assert_close(drawn.recon, terms.recon)
-
-
-def test_several_draws_for_each_image_are_several_terms(build, random_images, generator):
-    model, x = build(), random_images(4)
-    eps = torch.randn(3, 4, 2, generator=generator())
-    each = torch.stack([elbo_terms(model, x, e).recon for e in eps])
-    assert_close(elbo_terms(model, x, eps).recon, each)
+    drawn = torch.randn(4, 2, generator=generator(), dtype=F64)
+    assert_close(elbo_terms(model, x, generator=generator()), elbo_terms(model, x, drawn))
 
 
 def test_averages_are_summed_in_float64():
@@ -174,7 +147,7 @@ def test_averages_are_summed_in_float64():
 
 def test_another_likelihood_is_another_small_class(build, random_images, generator):
     plain = build()
-    model, x = VAE(plain.encoder, plain.decoder, 2, plain.config, FixedNormal()), random_images(50)
+    model, x = VAE(plain.encoder, plain.decoder, 2, plain.config, Gaussian(0.5)), random_images(50)
     mu, logvar = model.encode(x)
     eps = torch.randn(50, 2, generator=generator())
     expected = Normal(model.decode(mu + (0.5 * logvar).exp() * eps), 0.5).log_prob(x).sum((1, 2, 3))
