@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,14 +155,6 @@ def ctrl_c():
         raise KeyboardInterrupt
 
     return ctrl_c
-
-
-@pytest.fixture
-def heeds_ctrl_c():
-    """In the background of a shell Ctrl-C is ignored, and Python leaves it at that: here it is heeded."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")

@@ -123,10 +123,3 @@ def test_the_notebook_to_measure_shows_the_shipped_models_explorer(architecture,
     *lines, shown = cell.source.strip().splitlines()
     exec("\n".join(lines), scope := {})
     assert repr(eval(shown, scope)) == f"LatentExplorer({architecture}, 3 images)"
-
-
-def test_a_browser_of_another_name_is_found(monkeypatch, tmp_path):
-    chrome = tmp_path / "chrome"
-    chrome.touch(mode=0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert browser.find_browser() == str(chrome)

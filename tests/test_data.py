@@ -1,13 +1,12 @@
 """MNIST in memory, the display digits, binarisation."""
 
-import hashlib
 import shutil
 
 import pytest
 import torch
 from torchvision.datasets import MNIST
 
-from tme_utils import data, paths
+from tme_utils import paths
 from tme_utils.data import Images, binarise, display_batch, load_mnist
 
 
@@ -27,12 +26,6 @@ def test_images_are_grey_levels_from_0_to_1(mnist_test):
     assert torch.equal((x * 255).round() / 255, x)
     assert ((x > 0) & (x < 1)).double().mean() == pytest.approx(0.186, abs=0.001)
     assert x[0, 0, 7:9].sum() > x[0, 0, 9:20, :8].sum()  # the bar of the first 7 is above: rows run downwards
-
-
-def test_the_training_images_have_the_name_of_their_archive():
-    name, md5 = data.TRAINING_IMAGES.split(" md5 ")
-    archive = paths.DATA / "MNIST" / "raw" / name
-    assert hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest() == md5
 
 
 def test_a_damaged_or_missing_archive_is_named(tmp_path):

@@ -138,8 +138,7 @@ def test_a_full_disk_leaves_what_was_there(monkeypatch, tmp_path, name):
 # --- stopped: Ctrl-C, a broken training, a killed process
 
 
-@pytest.mark.usefixtures("heeds_ctrl_c")
-def test_a_stopped_training_is_not_saved_and_the_next_begins_anew(tmp_path, at_call, capsys, weights):
+def test_a_stopped_training_is_not_saved_and_the_next_begins_anew(tmp_path, at_call, ctrl_c, capsys, weights):
     def doomed(happens):
         model = SMALL()
         at_call(model.encoder, 3, partial(happens, model))
@@ -151,7 +150,7 @@ def test_a_stopped_training_is_not_saved_and_the_next_begins_anew(tmp_path, at_c
     with pytest.raises(FloatingPointError):
         load(tmp_path / "a", partial(doomed, breaks))
     with pytest.raises(KeyboardInterrupt):
-        load(tmp_path / "a", partial(doomed, lambda _: signal.raise_signal(signal.SIGINT)))
+        load(tmp_path / "a", partial(doomed, ctrl_c))
     assert "stopped by Ctrl-C after 2 of 4 epochs" in capsys.readouterr().err
     assert listing(tmp_path / "a") == {}
     again, history = load(tmp_path / "a")
