@@ -30,6 +30,7 @@ from tme_utils.vae import (
 )
 
 F64 = torch.float64
+GREY = torch.linspace(0, 1, 784).reshape(1, 1, 28, 28)
 
 
 @pytest.fixture
@@ -228,8 +229,8 @@ def test_the_auto_encoder_has_a_point_for_a_posterior(build, random_images, gene
         (torch.zeros(2, 28, 28), r"float32 \(2, 28, 28\)"),
         (torch.zeros(2, 1, 28, 28, dtype=torch.uint8), "uint8"),
         (torch.zeros(0, 1, 28, 28), "at least one"),
-        (torch.full((2, 1, 28, 28), 1.5), "to 1.5"),
-        (torch.full((2, 1, 28, 28), -0.5), "from -0.5"),
+        (GREY + 0.5, "from 0.5 to 1.5"),
+        (GREY - 0.5, "from -0.5 to 0.5"),
         (torch.full((2, 1, 28, 28), float("nan")), "nan"),
     ],
 )
