@@ -1,8 +1,8 @@
 """Write the README's tables and the numbers in its prose from the committed tables: ``python -m benchmarks.readme``.
 
 A number of the prose stands between ``<!--n source: what-->`` and ``<!--/n-->``. The source is a table of results, and
-``what`` names architecture, latent dimension, column and, if it is the spread over seeds that is meant, ``±``; or a
-notebook, and ``what`` is the text before the number in one of its outputs.
+``what`` names architecture, latent dimension, column and, if it is the spread over seeds that is meant, ``±``, or a
+format; or a notebook, and ``what`` is the text before the number in one of its outputs.
 """
 
 import argparse
@@ -132,14 +132,16 @@ def explorer_table(table: pd.DataFrame) -> str:
 
 def of_table(name: str, what: str) -> str:
     """Mean over the seeds of a column for one architecture and latent dimension, or its standard deviation."""
-    architecture, latent_dim, column, *spread = what.split()
+    architecture, latent_dim, column, *how = what.split()
     table = pd.read_csv(paths.ROOT / "figures" / f"{name}.csv")
     rows = table[(table["architecture"] == architecture) & (table["latent_dim"] == int(latent_dim))]
     if "beta" in table and (rows["beta"] == 1).any():
         rows = rows[rows["beta"] == 1]
     values = rows[rows["iw_samples"] == rows["iw_samples"].max()][column] if "iw" in column else rows[column]
-    value = values.std() if spread else values.mean()
-    return f"{value:,.0f}" if column in ("n_parameters", "seconds") else f"{value:.1f}"
+    if how == ["±"]:
+        return f"{values.std():.1f}"
+    default = ",.0f" if column in ("n_parameters", "seconds") else ".1f"
+    return f"{values.mean():{how[0] if how else default}}"
 
 
 def of_notebook(name: str, what: str) -> str:
