@@ -107,9 +107,10 @@ def test_quadrature_equals_the_closed_form_and_its_error_estimate_shrinks_with_t
     assert errors[0] > 10 * errors[1] > 100 * errors[2]
 
 
-def test_a_narrow_peak_is_found_with_its_tail_beyond_the_edge_of_a_square():
-    std, x = 0.01, torch.zeros(1, 1, 28, 28, dtype=F64)
+def test_the_narrow_peak_of_each_image_is_found_with_its_tail_beyond_the_edge_of_a_square():
+    std, x = 0.01, torch.zeros(2, 1, 28, 28, dtype=F64)
     x[0, 0, 0, :2] = torch.tensor([0.5 + 2 * std, 0.1])  # two deviations beyond an edge of the first squares
+    x[1, 0, 0, :2] = torch.tensor([0.9, 0.7])  # somewhere else
     model = VAE(nn.Identity(), nn.ZeroPad1d((0, 782)), 2, {}, Gaussian(std))
     pixels = Normal(0.0, torch.tensor(2 * [math.sqrt(1 + std**2)] + 782 * [std], dtype=F64))
     found = exact_log_likelihood_2d(model, x).log_likelihood
