@@ -42,6 +42,7 @@ def test_a_path_joins_its_ends_and_is_straight_between_codes_in_one_direction(pa
     start, end = normal(4, 20), normal(4, 20, seed=1)
     assert_close(path(start, end, T)[[0, -1]], torch.stack([start, end]))
     assert_close(path(start, end, T), path(end, start, 1 - T))
+    assert_close(path(start, end, T)[:, 2], path(start[2], end[2], T))  # each pair by itself
     assert_close(path(start, start, T), start.expand(11, 4, 20))
     assert_close(path(start, 3 * start, T), (1 + 2 * T)[:, None, None] * start)
 
