@@ -10,7 +10,14 @@ from torch.testing import assert_close
 
 from conftest import Gaussian
 from tme_utils import metrics
-from tme_utils.metrics import active_units, exact_log_likelihood_2d, log_joint
+from tme_utils.metrics import (
+    active_units,
+    best_gaussian_2d,
+    exact_log_likelihood_2d,
+    gaussian_elbo_2d,
+    log_importance_weights,
+    log_joint,
+)
 from tme_utils.metrics import importance_weighted_log_likelihood as estimate
 from tme_utils.vae import VAE, bernoulli_log_prob
 
@@ -145,6 +152,37 @@ def test_bounds_of_work_and_memory_and_the_error_that_is_left(vae, monkeypatch, 
     assert_close(result.error, (changes.abs().sum((0, 1)) + border) / fine.sum((0, 1)))
 
 
+def test_the_best_gaussian_of_a_tilted_posterior(generator):
+    model = linear_gaussian()
+    angle = torch.tensor([[0.8, -0.6], [0.6, 0.8]], dtype=F64)  # a turned latent space tilts the posteriors
+    model.decoder.weight[:] = model.decoder.weight @ angle
+    w, b = model.decoder.weight, model.decoder.bias
+    precision = torch.eye(2, dtype=F64) + w.T @ w / STD**2
+    mu = (X.flatten(1) - b) @ w @ torch.linalg.inv(precision) / STD**2
+    start = mu + 0.3 * torch.randn(mu.shape, generator=generator(), dtype=F64)
+    full = best_gaussian_2d(model, X, start, diagonal=False, n_steps=30)
+    assert_close(full.mu, mu, atol=1e-6, rtol=0)
+    assert_close(full.covariance, torch.linalg.inv(precision).expand(7, 2, 2), atol=1e-6, rtol=0)
+    assert_close(full.elbo, evidence(model, X), atol=1e-6, rtol=0)  # nothing is left of the gap
+    diagonal = best_gaussian_2d(model, X, start, diagonal=True, n_steps=30)
+    assert_close(diagonal.covariance, torch.diag(1 / precision.diagonal()).expand(7, 2, 2), atol=1e-6, rtol=0)
+    family = 0.5 * (precision.diagonal().log().sum() - precision.logdet())  # KL of that from the posterior
+    assert family > 0.1
+    assert_close(evidence(model, X) - diagonal.elbo, family.expand(7), atol=1e-6, rtol=0)
+
+
+def test_the_elbo_of_a_gaussian_is_the_mean_log_weight_and_a_search_never_ends_below_its_start(vae, generator):
+    mu, logvar = vae.encode(X)
+    eps = torch.randn(4000, 7, 2, generator=generator(), dtype=F64)
+    log_w = log_importance_weights(vae, X, eps)
+    elbo = gaussian_elbo_2d(vae, X, mu, torch.diag_embed(logvar.exp()), max_decoded=10)
+    assert ((elbo - log_w.mean(0)).abs() < 5 * log_w.std(0) / 4000**0.5 + 1e-6).all()
+    for diagonal in (True, False):
+        first, last = (best_gaussian_2d(vae, X, mu, diagonal=diagonal, std=1.0, n_steps=n).elbo for n in (1, 9))
+        assert (last > first).all()
+        assert (last < exact_log_likelihood_2d(vae, X).log_likelihood).all()
+
+
 @pytest.mark.parametrize("max_decoded", [1, 3, 7])
 def test_posterior_parameters_are_those_of_encode(vae, monkeypatch, max_decoded):
     monkeypatch.setattr(metrics, "MAX_DECODED", max_decoded)
@@ -169,6 +207,8 @@ def test_a_unit_is_active_where_its_mean_varies_more_than_the_threshold(generato
         (lambda vae: exact_log_likelihood_2d(vae, X.float()), r"must be float64.*got torch.float32"),
         (lambda vae: exact_log_likelihood_2d(linear_gaussian(3), X), r"z must have a shape that ends in \(3,\)"),
         (lambda vae: metrics.posterior_parameters(vae, X[:0]), "at least one"),
+        (lambda vae: best_gaussian_2d(vae, X, torch.zeros(6, 2), diagonal=True), r"mu must be \(7, 2\).*got \(6, 2\)"),
+        (lambda vae: best_gaussian_2d(linear_gaussian(3), X, X[:, 0, 0, :2], diagonal=True), "a plane"),
         (lambda vae: active_units(torch.zeros(1, 4)), r"N >= 2, got \(1, 4\)"),
     ],
 )

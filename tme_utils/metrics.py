@@ -177,3 +177,100 @@ def exact_log_likelihood_2d(
             break
         centres, whole = quarters[split].reshape(-1, 2), parts[split].reshape(-1, len(x))
     return Quadrature(log_likelihood=done, error=error + torch.exp(border - done))
+
+
+class Gaussian2D(NamedTuple):
+    """A Gaussian over the plane for each image, and its ELBO in nats."""
+
+    mu: Float[Tensor, "n 2"]
+    covariance: Float[Tensor, "n 2 2"]
+    elbo: Float[Tensor, "n"]
+
+
+def _log_joint_at(
+    model: VAE, x: Float[Tensor, "n 1 28 28"], z: Float[Tensor, "k n d"], max_decoded: int
+) -> Float[Tensor, "k n"]:
+    """Log p(x, z) of each image at its own K codes, in blocks of images."""
+    size = max(1, max_decoded // len(z))
+    blocks = zip(x.split(size), z.split(size, dim=1), strict=True)
+    return torch.cat([model.log_likelihood(image, codes) + _log_prior(codes) for image, codes in blocks], dim=1)
+
+
+def _standard_nodes(n_nodes: int, like: Tensor) -> tuple[Float[Tensor, "k 2"], Float[Tensor, "k"]]:
+    """K = n_nodes² codes and weights that average over N(0, I) in the plane, by Gauss and Hermite's rule."""
+    nodes, weights = (torch.from_numpy(a).to(like) for a in np.polynomial.hermite_e.hermegauss(n_nodes))
+    return torch.cartesian_prod(nodes, nodes), torch.outer(weights, weights).flatten() / weights.sum() ** 2
+
+
+def _entropy(root: Float[Tensor, "n 2 2"]) -> Float[Tensor, "n"]:
+    """Of Gaussians in the plane, from the Cholesky factors of their covariances."""
+    return root.diagonal(dim1=1, dim2=2).log().sum(dim=1) + math.log(2 * math.pi) + 1
+
+
+@torch.no_grad()
+def gaussian_elbo_2d(
+    model: VAE,
+    x: Float[Tensor, "n 1 28 28"],
+    mu: Float[Tensor, "n 2"],
+    covariance: Float[Tensor, "n 2 2"],
+    *,
+    n_nodes: int = 15,
+    max_decoded: int = MAX_DECODED,
+) -> Float[Tensor, "n"]:
+    r"""Compute :math:`E_q[\log p(x, z) - \log q(z)]` for any Gaussian q in the plane, by n_nodes² codes each."""
+    u, weights = _standard_nodes(as_int("n_nodes", n_nodes), x)
+    root = torch.linalg.cholesky(covariance)
+    values = _log_joint_at(model, x, mu + torch.einsum("nij,kj->kni", root, u), as_int("max_decoded", max_decoded))
+    return weights @ values + _entropy(root)
+
+
+@torch.no_grad()
+def best_gaussian_2d(
+    model: VAE,
+    x: Float[Tensor, "n 1 28 28"],
+    mu: Float[Tensor, "n 2"],
+    *,
+    diagonal: bool,
+    std: float = 0.05,
+    n_steps: int = 12,
+    max_decoded: int = MAX_DECODED,
+) -> Gaussian2D:
+    r"""Find the Gaussian q of highest ELBO for each image, with a diagonal or a full covariance; 2-D latent spaces.
+
+    At the optimum :math:`E_q[\nabla \log p(x, z)] = 0` and :math:`\Sigma^{-1} = -E_q[\nabla^2 \log p(x, z)]` (of which
+    a diagonal q keeps the diagonal). Each step moves mean and precision most of the way towards what the present q
+    gives for them; with :math:`z = \mu + L u` both expectations are moments of u and log p(x, z), so that no
+    derivative of the decoder is needed. The search climbs from N(mu, std² I) and returns the best q met: a decoder
+    may have better ones elsewhere in the plane.
+
+    Source: Opper and Archambeau (2009), *The variational Gaussian approximation revisited*.
+    """
+    check_images(x)
+    n_steps, max_decoded = as_int("n_steps", n_steps), as_int("max_decoded", max_decoded)
+    if mu.shape != (len(x), 2) or model.latent_dim != 2:
+        raise ValueError(f"mu must be {(len(x), 2)} and the latent space a plane, got {(*mu.shape,)}")
+    share = 0.6  # of the way that one step takes
+    u, weights = _standard_nodes(7, x)
+    identity = torch.eye(2).to(x)
+    covariance = (std**2 * identity).expand(len(x), 2, 2)
+    best = Gaussian2D(mu.clone(), covariance.clone(), torch.full_like(mu[:, 0], -math.inf))
+    for _ in range(n_steps):
+        root = torch.linalg.cholesky(covariance)
+        values = _log_joint_at(model, x, mu + torch.einsum("nij,kj->kni", root, u), max_decoded)
+        elbo = weights @ values + _entropy(root)
+        better = elbo > best.elbo
+        best.mu[better], best.covariance[better], best.elbo[better] = mu[better], covariance[better], elbo[better]
+        values = weights[:, None] * (values - weights @ values)
+        slope = values.T @ u
+        curvature = -torch.einsum("kn,kij->nij", values, u[:, :, None] * u[:, None] - identity)
+        # Where log p(x, z) is not concave the curvature has no inverse: there it counts as flat.
+        size, direction = torch.linalg.eigh(curvature)
+        curvature = direction @ torch.diag_embed(size.clamp(min=0)) @ direction.mT
+        precision = (1 - share) * identity + share * curvature  # of the next q, seen from this one
+        step = share * torch.linalg.solve(precision, slope)
+        step = step * (3 / step.norm(dim=1, keepdim=True).clamp(min=3))  # three standard deviations at most
+        if diagonal:
+            precision = torch.diag_embed(precision.diagonal(dim1=1, dim2=2))
+        mu = mu + torch.einsum("nij,nj->ni", root, step)
+        covariance = root @ torch.linalg.inv(precision) @ root.mT
+    return best._replace(elbo=gaussian_elbo_2d(model, x, best.mu, best.covariance, max_decoded=max_decoded))
