@@ -187,11 +187,9 @@ class Gaussian2D(NamedTuple):
     elbo: Float[Tensor, "n"]
 
 
-def _log_joint_at(
-    model: VAE, x: Float[Tensor, "n 1 28 28"], z: Float[Tensor, "k n d"], max_decoded: int
-) -> Float[Tensor, "k n"]:
+def _log_joint_at(model: VAE, x: Float[Tensor, "n 1 28 28"], z: Float[Tensor, "k n d"]) -> Float[Tensor, "k n"]:
     """Log p(x, z) of each image at its own K codes, in blocks of images."""
-    size = max(1, max_decoded // len(z))
+    size = max(1, MAX_DECODED // len(z))
     blocks = zip(x.split(size), z.split(size, dim=1), strict=True)
     return torch.cat([model.log_likelihood(image, codes) + _log_prior(codes) for image, codes in blocks], dim=1)
 
@@ -215,12 +213,11 @@ def gaussian_elbo_2d(
     covariance: Float[Tensor, "n 2 2"],
     *,
     n_nodes: int = 15,
-    max_decoded: int = MAX_DECODED,
 ) -> Float[Tensor, "n"]:
     r"""Compute :math:`E_q[\log p(x, z) - \log q(z)]` for any Gaussian q in the plane, by n_nodes² codes each."""
     u, weights = _standard_nodes(as_int("n_nodes", n_nodes), x)
     root = torch.linalg.cholesky(covariance)
-    values = _log_joint_at(model, x, mu + torch.einsum("nij,kj->kni", root, u), as_int("max_decoded", max_decoded))
+    values = _log_joint_at(model, x, mu + torch.einsum("nij,kj->kni", root, u))
     return weights @ values + _entropy(root)
 
 
@@ -233,7 +230,6 @@ def best_gaussian_2d(
     diagonal: bool,
     std: float = 0.05,
     n_steps: int = 12,
-    max_decoded: int = MAX_DECODED,
 ) -> Gaussian2D:
     r"""Find the Gaussian q of highest ELBO for each image, with a diagonal or a full covariance; 2-D latent spaces.
 
@@ -246,7 +242,7 @@ def best_gaussian_2d(
     Source: Opper and Archambeau (2009), *The variational Gaussian approximation revisited*.
     """
     check_images(x)
-    n_steps, max_decoded = as_int("n_steps", n_steps), as_int("max_decoded", max_decoded)
+    n_steps = as_int("n_steps", n_steps)
     if mu.shape != (len(x), 2) or model.latent_dim != 2:
         raise ValueError(f"mu must be {(len(x), 2)} and the latent space a plane, got {(*mu.shape,)}")
     share = 0.6  # of the way that one step takes
@@ -256,7 +252,7 @@ def best_gaussian_2d(
     best = Gaussian2D(mu.clone(), covariance.clone(), torch.full_like(mu[:, 0], -math.inf))
     for _ in range(n_steps):
         root = torch.linalg.cholesky(covariance)
-        values = _log_joint_at(model, x, mu + torch.einsum("nij,kj->kni", root, u), max_decoded)
+        values = _log_joint_at(model, x, mu + torch.einsum("nij,kj->kni", root, u))
         elbo = weights @ values + _entropy(root)
         better = elbo > best.elbo
         best.mu[better], best.covariance[better], best.elbo[better] = mu[better], covariance[better], elbo[better]
@@ -273,4 +269,4 @@ def best_gaussian_2d(
             precision = torch.diag_embed(precision.diagonal(dim1=1, dim2=2))
         mu = mu + torch.einsum("nij,nj->ni", root, step)
         covariance = root @ torch.linalg.inv(precision) @ root.mT
-    return best._replace(elbo=gaussian_elbo_2d(model, x, best.mu, best.covariance, max_decoded=max_decoded))
+    return best._replace(elbo=gaussian_elbo_2d(model, x, best.mu, best.covariance))
