@@ -10,7 +10,19 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from torch.testing import assert_close
 
 from tme_utils import latent
-from tme_utils.latent import aggregated_log_prob, lerp, measure_shape, nearest, prior_grid, slerp, traversals
+from tme_utils.latent import (
+    Measured,
+    aggregated_log_prob,
+    lerp,
+    log_ratio_to_prior,
+    measure_shape,
+    nearest,
+    prior_grid,
+    shares_explained,
+    slerp,
+    traversals,
+)
+from tme_utils.vae import gaussian_log_prob
 
 F64 = torch.float64
 T = torch.linspace(0, 1, 11, dtype=F64)
@@ -76,12 +88,17 @@ def test_the_nearest_are_those_of_a_full_sort(block, k, monkeypatch):
 
 
 @pytest.mark.parametrize("block", [1, 100, 10_000])
-def test_the_aggregated_posterior_is_the_mixture(block, monkeypatch):
+@pytest.mark.parametrize(("dtype", "narrow"), [(F64, 0), (F64, -11), (torch.float32, -11)])
+def test_the_aggregated_posterior_is_the_mixture_however_narrow_and_far(block, dtype, narrow, monkeypatch):
     monkeypatch.setattr(latent, "BLOCK", block)
-    mu, logvar, z = normal(30, 3), normal(30, 3, seed=1), normal(4, 5, 3, seed=2)
-    parts = Independent(Normal(mu, torch.exp(0.5 * logvar)), 1)
-    mixture = MixtureSameFamily(Categorical(torch.ones(30, dtype=F64)), parts)
-    assert_close(aggregated_log_prob(z, mu, logvar), mixture.log_prob(z))
+    mu, logvar, z = (
+        part.to(dtype) for part in (normal(30, 3), normal(30, 3, seed=1) + narrow, normal(4, 5, 3, seed=2))
+    )
+    parts = Independent(Normal(mu.double(), torch.exp(0.5 * logvar.double())), 1)
+    log_q = MixtureSameFamily(Categorical(torch.ones(30, dtype=F64)), parts).log_prob(z.double())
+    assert_close(aggregated_log_prob(z, mu, logvar), log_q.to(dtype))
+    log_prior = Independent(Normal(torch.zeros(3, dtype=F64), 1.0), 1).log_prob(z.double())
+    assert_close(log_ratio_to_prior(z, mu, logvar), (log_q - log_prior).to(dtype))
 
 
 @pytest.mark.parametrize(
@@ -116,8 +133,8 @@ def test_bars_of_known_size_are_measured_and_mirrored_bars_lean_the_other_way(wi
     image = bar(width, math.tan(math.radians(slant)), at)
     shape, mirrored, pale = (measure_shape(x.expand(2, 3, 1, 28, 28)) for x in (image, image.flip(-1), 0.5 * image))
     area, outline = 16 * width, 2 * width + 2 * 16 / math.cos(math.radians(slant))
-    expected = torch.tensor([area, 2 * area / outline, slant, width, 16]).expand(2, 3, 5)  # in the order of Shape
-    tolerance = torch.tensor([0.02 * area, 0.1 * area / outline, 1, 0.4, 0.4])
+    expected = torch.tensor([area, 2 * area / outline, slant, width, 16, 0]).expand(2, 3, 6)  # in the order of Shape
+    tolerance = torch.tensor([0.02 * area, 0.1 * area / outline, 1, 0.4, 0.4, 1e-9])
     assert ((torch.stack(shape, dim=-1) - expected).abs() < tolerance).all()
     assert_close(mirrored, shape._replace(slant=-shape.slant))
     assert_close(pale, shape._replace(ink=shape.ink / 2))
@@ -130,4 +147,52 @@ def test_ink_at_the_border_has_an_outline_there_too_and_one_pixel_is_one_wide_an
     assert shape.thickness.item() == pytest.approx(2 * 64 / (4 * 8), rel=0.05)
     assert_close(shape.thickness, measure_shape(square.roll((-9, -9), (1, 2))).thickness)
     ink, _, *others = measure_shape(dot.flip(dims))
-    assert [ink, *others] == pytest.approx([1, 0, 1, 1])  # slant, width and height
+    assert [ink, *others] == pytest.approx([1, 0, 1, 1, 0])  # slant, width, height and loops
+
+
+LOOPS = {
+    "a ring": (1, ["....", ".##.", "#..#", ".##."]),  # ink is joined at corners
+    "open to the border": (0, ["#..#", "#..#", ".##."]),
+    "an eight": (2, ["###", "#.#", "###", "#.#", "###"]),
+    "two regions that touch at a corner": (2, ["####", "#.##", "##.#", "####"]),
+    "a bent region": (1, ["#####", "#...#", "#.###", "#.###", "#####"]),
+    "a wide region": (1, ["#####", "#...#", "#...#", "#####"]),
+}
+
+
+@pytest.mark.parametrize(("n_loops", "drawing"), LOOPS.values(), ids=LOOPS)
+@pytest.mark.parametrize("darkest", [1.0, 0.2])
+def test_loops_are_counted_wherever_they_are_and_however_pale(n_loops, drawing, darkest):
+    ink = torch.tensor([[darkest if pixel == "#" else 0.4 * darkest for pixel in row] for row in drawing], dtype=F64)
+    height, width = ink.shape
+    images = torch.zeros(3, 1, 28, 28, dtype=F64)
+    images[0, 0, :height, :width] = images[1, 0, 28 - height :, 28 - width :] = images[
+        2, 0, 5 : 5 + height, 9 : 9 + width
+    ] = ink
+    assert measure_shape(images).loops.tolist() == [n_loops] * 3
+
+
+def test_a_line_a_plane_and_the_place_explain_what_they_can():
+    def measured(n, seed):
+        z, y = normal(n, 2, seed=seed), torch.arange(n) % 2
+        values = torch.stack(
+            [3 * z[:, 0] - 1, z[:, 0] + z[:, 1], z[:, 0] ** 2, 10.0 * y + z[:, 1], normal(n, seed=9)], 1
+        )
+        return Measured(z, values, y)
+
+    known, test = measured(4000, seed=1), measured(1000, seed=2)
+    shares = {name: share.tolist() for name, share in shares_explained(known, test).items()}
+    assert list(shares) == ["z1", "z2", "linear", "place", "linear in class", "place in class"]
+    assert shares["z1"] == pytest.approx([1, 0.5, 0, 0, 0], abs=0.05)
+    assert shares["z2"] == pytest.approx([0, 0.5, 0, 1 / 26, 0], abs=0.05)
+    assert shares["linear"] == pytest.approx([1, 1, 0, 1 / 26, 0], abs=0.05)
+    assert shares["place"] == pytest.approx([1, 1, 1, 1 / 26, 0], abs=0.1)
+    assert shares["linear in class"] == pytest.approx([1, 1, 0, 1, 0], abs=0.05)
+    assert shares["place in class"] == pytest.approx([1, 1, 1, 1, 0], abs=0.1)
+
+
+def test_the_share_of_a_line_is_that_of_the_textbook():
+    z, values = normal(50, 1), normal(50, 1, seed=1) + normal(50, 1)
+    both = Measured(z, values, torch.zeros(50))
+    correlation = torch.corrcoef(torch.cat([z, values], dim=1).T)[0, 1]
+    assert_close(shares_explained(both, both)["linear"], correlation.square()[None])
