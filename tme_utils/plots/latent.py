@@ -211,3 +211,33 @@ def poster(mu: Codes, y: Classes, z: Float[Any, "2"], image: Float[Any, "1 28 28
     left.plot(z1, z2, "o", color="black", markerfacecolor="white", markersize=13, markeredgewidth=3, zorder=9)
     draw_tiles(right, np.asarray(image)[None, None])
     return fig
+
+
+def plane_maps(maps: Mapping[str, tuple[Any, Sequence[float]]], classes: Any) -> Figure:
+    """Lines of equal value on the plane, on a grid of equal prior mass: title -> (values (n, n), levels of the lines).
+
+    The last panel shows which class (n, n) is seen at each place, named where it is widest. First index z_2. Colours
+    run from violet at the lowest level to orange at the highest.
+    """
+    seen = np.asarray(classes)
+    palette = np.array(sns.color_palette("colorblind", 10))
+    place: Any = {"origin": "lower", "extent": (0, 1, 0, 1)}
+    centres = (np.arange(len(seen)) + 0.5) / len(seen)
+    fig, axes = panel_axes([*maps, "class that is seen"], (13, 8.8), (2, -(-(len(maps) + 1) // 2)))
+    for ax, (values, levels) in zip(axes, maps.values(), strict=False):
+        ax.imshow(np.asarray(values), cmap="PuOr_r", vmin=levels[0], vmax=levels[-1], alpha=0.5, **place)
+        lines = ax.contour(centres, centres, np.asarray(values), levels, colors="black", linewidths=1)
+        if len(levels) > 2:  # else the colours say it
+            ax.clabel(lines, fontsize=10, fmt=number)
+    axes[-1].imshow(0.4 + 0.6 * palette[seen], **place)
+    for label in np.unique(seen):
+        inside, outside = np.argwhere(seen == label), np.argwhere(np.pad(seen, 1, constant_values=-1) != label) - 1
+        depth = [np.abs(outside - cell).max(axis=1).min() for cell in inside]
+        i, j = inside[int(np.argmax(depth))]
+        axes[-1].text(centres[j], centres[i], str(label), fontsize=15, fontweight="bold", **CENTRED)
+    at = [-2, -1, 0, 1, 2]
+    for ax in axes:
+        for axis, name in [(ax.xaxis, "$z_1$"), (ax.yaxis, "$z_2$")]:
+            axis.set_ticks([NormalDist().cdf(z) for z in at], labels=[number(z) for z in at])
+            axis.set_label_text(name)
+    return fig
