@@ -347,7 +347,6 @@ def test_a_line_passes_through_the_means_and_its_band_covers_the_seeds():
     assert names(fig.legends[0].get_texts()) == ["mlp", "conv"]
     found = [(ax.get_title(), ax.get_ylabel(), ax.get_yscale()) for ax in (first, second, third)]
     assert found == [("a", "nats", "linear"), ("b", "bits", "log"), ("c", "", "linear")]
-    assert not empty.axison
     assert third.get_position().y1 < first.get_position().y0
     assert points(first, "s") == [[[2, 142], [10, 101], [64, 98]]]
     dots = sorted(y for line in points(first, ".") for _, y in line if y == y)
@@ -432,6 +431,19 @@ def test_walks_bear_letters_and_their_images_stand_in_order(plane, grid, n, said
     assert not all(text.get_visible() for text in left.texts)
     for text in left.texts:  # no name stands outside the plane that is shown
         assert text.get_visible() == (max(map(abs, text.get_position())) < left.get_xlim()[1])
+
+
+def test_lines_of_equal_value_and_names_of_classes_stand_where_they_are_on_the_plane():
+    z2, z1 = np.meshgrid(np.arange(4.0), np.arange(4.0), indexing="ij")
+    classes = np.where(z2 < 2, 7, 3)  # the 7s below, the first index being z_2
+    fig = plots.plane_maps({"across": (z1, [0.5, 1.5, 2.5]), "up": (z2, [1.5])}, classes)
+    across, up, seen = drawn(fig, "across", "up", "class that is seen", "$z_1$", "$z_2$")[:3]
+    (line,) = up.collections
+    np.testing.assert_allclose(line.get_paths()[0].vertices[:, 1], 0.5)
+    assert names(up.texts) == []  # a single line bears no number
+    assert [path.vertices[0, 0] for path in across.collections[0].get_paths()] == pytest.approx([0.25, 0.5, 0.75])
+    assert {text.get_text(): text.get_position()[1] < 0.5 for text in seen.texts} == {"3": False, "7": True}
+    assert not np.array_equal(*seen.get_images()[0].get_array()[[0, -1], 0])
 
 
 def test_the_poster_marks_the_point_and_shows_its_image(plane, grid):
