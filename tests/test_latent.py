@@ -22,7 +22,6 @@ from tme_utils.latent import (
     slerp,
     traversals,
 )
-from tme_utils.vae import gaussian_log_prob
 
 F64 = torch.float64
 T = torch.linspace(0, 1, 11, dtype=F64)

@@ -299,12 +299,6 @@ def test_theory_is_drawn_from_its_arrays():
     _, right = drawn(fig, *draws, "exact gradient, 1", "1", "2")
     assert points(right, "o") + points(right, "s") == [[[1, 1], [2, 1]], [[1, 9], [2, 8]]]
 
-    fig = plots.price_of_information([1, 1000], [130, 7000], 205.8, crossing=10.83, n_pixels=784)
-    (ax,) = drawn(fig, "β = 10.8\nas good as nothing", "β = 784\nmean over pixels")
-    model, constant, *marks = ax.get_lines()
-    assert model.get_xydata().tolist() == [[1, 130], [1000, 7000]]
-    assert [constant.get_ydata()[0], *(mark.get_xdata()[0] for mark in marks)] == [205.8, 1, 10.83, 784]
-
 
 def test_every_seed_is_a_dot_beside_the_mean_of_its_model_and_a_live_one_a_star():
     base = {"flow": 80.0, "conv": 90.0, "mlp": 100.0}  # flow: an architecture that nobody foresaw
@@ -347,6 +341,7 @@ def test_a_line_passes_through_the_means_and_its_band_covers_the_seeds():
     assert names(fig.legends[0].get_texts()) == ["mlp", "conv"]
     found = [(ax.get_title(), ax.get_ylabel(), ax.get_yscale()) for ax in (first, second, third)]
     assert found == [("a", "nats", "linear"), ("b", "bits", "log"), ("c", "", "linear")]
+    assert not empty.axison
     assert third.get_position().y1 < first.get_position().y0
     assert points(first, "s") == [[[2, 142], [10, 101], [64, 98]]]
     dots = sorted(y for line in points(first, ".") for _, y in line if y == y)
@@ -403,34 +398,13 @@ def test_holes_are_framed_where_they_are(grid):
     np.testing.assert_allclose(left.get_xticks(), [NormalDist().cdf(z) for z in (-2, -1, 0, 1, 2)])
 
 
-def test_norms_are_drawn_as_their_mean_over_the_pairs_and_values_with_their_errors():
-    norms = np.array([[1.0, 2.0], [3.0, 4.0]])
-    fig = plots.norms_along({"2-D": ({"straight": norms, "spherical": norms + 1}, (0.2, 1.2, 2.7))}, [0, 1])
-    (ax,) = drawn(fig, "2-D", "straight", "spherical", "norm of the code")
-    assert points(ax, "o") + points(ax, "s") == [[[0, 2], [1, 3]], [[0, 3], [1, 4]]]
-    assert ax.get_lines()[0].get_ydata()[0] == 1.2
+def test_values_are_drawn_with_their_errors():
     fig = plots.values_along({"title": ("nats", {"straight": ([1.0, 2.0], [0.5, 0.25])})}, [0, 1])
     (ax,) = drawn(fig, "title", "nats", "straight")
     line, _, (bars,) = ax.containers[0]
     assert line.get_xydata().tolist() == [[0, 1], [1, 2]]
     assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[0.5, 1.5], [1.75, 2.25]]
     assert len({tuple(map(style.get, ("color", "linestyle", "marker"))) for style in latent.PATHS.values()}) == 3
-
-
-@pytest.mark.parametrize(("n", "said"), [(1, "one walk"), (2, "2 walks"), (5, "five walks")])
-def test_walks_bear_letters_and_their_images_stand_in_order(plane, grid, n, said):
-    paths = {f"walk {i}": torch.tensor([[-0.5, i / 5], [0, i / 4], [0.5, i / 5]]) for i in range(n)}
-    images = dict(zip(paths, grid(n, 4), strict=True))
-    left, right = drawn(plots.walks(*plane, paths, images), f"{said}, from ○ to ●", "what is decoded on the way")
-    shows(right, grid(n, 4), ["A  walk 0", "B  walk 1", "C  walk 2", "D  walk 3", "E  walk 4"][:n], [])
-    np.testing.assert_allclose(points(left, "None"), [path.tolist() for path in paths.values()], rtol=1e-6)
-    letters = [text for text in left.texts if text.get_color() == "white"]
-    assert names(letters) == list("ABCDE"[:n])
-    middles = [path[1].tolist() for path in paths.values()]  # the places farthest from the ends
-    np.testing.assert_allclose([letter.get_position() for letter in letters], middles, rtol=1e-6)
-    assert not all(text.get_visible() for text in left.texts)
-    for text in left.texts:  # no name stands outside the plane that is shown
-        assert text.get_visible() == (max(map(abs, text.get_position())) < left.get_xlim()[1])
 
 
 def test_lines_of_equal_value_and_names_of_classes_stand_where_they_are_on_the_plane():

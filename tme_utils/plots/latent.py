@@ -1,8 +1,7 @@
-"""Figures of the latent space: scatters, overlaps, holes, traversals, paths, walks."""
+"""Figures of the latent space: scatters, overlaps, maps, holes, traversals, paths."""
 
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
-from string import ascii_uppercase
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -13,9 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Circle, Rectangle
-from matplotlib.patheffects import withStroke
 
-from tme_utils.plots.shared import CENTRED, COLOURS, PITCH, draw_manifold, draw_tiles, note, number, panel_axes
+from tme_utils.plots.shared import CENTRED, COLOURS, PITCH, draw_manifold, draw_tiles, number, panel_axes
 
 Codes = Float[Any, "n 2"]  # in the plane
 Classes = Int[Any, " n"]  # from 0 to 9
@@ -143,23 +141,6 @@ def effect_maps(mean: Any, spread: Any, row_labels: Sequence[str], column_labels
     return fig
 
 
-def norms_along(panels: Mapping[str, tuple[Mapping[str, Any], tuple[float, float, float]]], t: Any) -> Figure:
-    """Mean and middle 80 % of norms (n_pairs, T) of codes along paths, over the prior's 2.5 %, 50 % and 97.5 %."""
-    fig, axes = panel_axes(panels, (5.6 * len(panels), 3.9))
-    for ax, (curves, (low, median, high)) in zip(axes, panels.values(), strict=True):
-        ax.axhspan(low, high, color="0.92", zorder=0)
-        ax.axhline(median, color=COLOURS["reference"], linewidth=1.2)
-        note(ax, "prior: median, 95 %", (0.02, high), (0, -14), fontsize=11)
-        for name, norms in curves.items():
-            band = np.quantile(np.asarray(norms), [0.1, 0.9], axis=0)
-            ax.fill_between(np.asarray(t), *band, color=PATHS[name]["color"], alpha=0.2)
-            ax.plot(t, np.asarray(norms).mean(axis=0), label=name, **PATHS[name])
-        ax.set(xlabel="position $t$", ylim=(0, None))
-    axes[0].set_ylabel("norm of the code")
-    axes[-1].legend(loc="lower right")
-    return fig
-
-
 def values_along(panels: Mapping[str, tuple[str, Mapping[str, tuple[Any, Any]]]], t: Any) -> Figure:
     """Quantities along paths: title -> (label of the vertical axis, path -> (values, standard errors)), all (T,)."""
     fig, axes = panel_axes(panels, (5.6 * len(panels), 3.9))
@@ -168,35 +149,6 @@ def values_along(panels: Mapping[str, tuple[str, Mapping[str, tuple[Any, Any]]]]
             ax.errorbar(np.asarray(t), np.asarray(values), np.asarray(errors), label=name, capsize=2, **PATHS[name])
         ax.set(xlabel="position $t$", ylabel=ylabel)
     axes[-1].legend()
-    return fig
-
-
-def walks(mu: Codes, y: Classes, paths: Mapping[str, Codes], images: Mapping[str, Images]) -> Figure:
-    """Walks A, B and so on through the plane of the means ``mu``, and beside them what is decoded along each."""
-    count = {1: "one walk", 5: "five walks"}.get(len(paths), f"{len(paths)} walks")
-    titles = [f"{count}, from ○ to ●", "what is decoded on the way"]
-    fig, (left, right) = panel_axes(titles, (15, 5.6), width_ratios=[1, 1.6])
-    latent_scatter(left, mu, y)
-    left.collections[0].set_alpha(0.25)
-    lines = [np.asarray(path, dtype=float) for path in paths.values()]
-    limit = 1.15 * max(float(np.abs(points).max()) for points in lines)
-    left.set(xlim=(-limit, limit), ylim=(-limit, limit))
-    for text in left.texts:
-        text.set_visible(max(map(abs, text.get_position())) < limit)
-    taken = [text.get_position() for text in left.texts] + [points[end] for points in lines for end in (0, -1)]
-    outline = [withStroke(linewidth=5, foreground="white")]
-    box = {"facecolor": "black", "edgecolor": "white", "boxstyle": "square,pad=0.2"}
-    for letter, points in zip(ascii_uppercase, lines, strict=False):
-        left.plot(*points.T, color="black", linewidth=2, zorder=4, path_effects=outline)
-        left.plot(*points[0], "o", color="black", markerfacecolor="white", markersize=7, zorder=5)
-        left.plot(*points[-1], "o", color="black", markersize=7, zorder=5)
-        # The letter stands where the path is farthest from other names.
-        distance = np.linalg.norm(points[:, None] - np.array(taken), axis=-1).min(axis=1)
-        z1, z2 = points[distance.argmax()]
-        taken.append((z1, z2))
-        left.text(z1, z2, letter, zorder=6, color="white", fontsize=12, fontweight="bold", bbox=box, **CENTRED)
-    labels = [f"{letter}  {name}" for letter, name in zip(ascii_uppercase, paths, strict=False)]
-    draw_tiles(right, np.stack([np.asarray(images[name]) for name in paths]), labels)
     return fig
 
 

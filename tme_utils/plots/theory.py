@@ -149,18 +149,3 @@ def gradient_estimators(draws: Arrays, exact: float, dims: Sequence[int], varian
     log2_axis(right, dims, "latent dimension")
     right.legend(fontsize=11, loc="center right")
     return fig
-
-
-def price_of_information(betas: Any, trained: Any, collapsed: float, crossing: float, n_pixels: int) -> Figure:
-    """The loss recon + β KL of a trained model, and of a constant image without KL, which is as good from a β on."""
-    fig, ax = plt.subplots(figsize=(8, 4.4))
-    ax.loglog(betas, trained, color=COLOURS["train"])
-    ax.axhline(collapsed, color=KL, linestyle="--")
-    ax.text(13, 2300, "trained model: recon + β KL", color=COLOURS["train"])
-    note(ax, "mean image, no code: KL = 0", (30, collapsed), (0, -17), color=KL)
-    marks = [(1, "β = 1\nsum over pixels", 5), (crossing, f"β = {crossing:.1f}\nas good as nothing", 5)]
-    for beta, text, shift in [*marks, (n_pixels, f"β = {n_pixels}\nmean over pixels", -5)]:
-        ax.axvline(beta, color=REFERENCE, linestyle=":", linewidth=1.5)
-        note(ax, text, (beta, 13_000), (shift, 0), ha="left" if shift > 0 else "right", va="center")
-    ax.set(xlabel="β, weight of the KL", ylabel="loss, nats per image", ylim=(80, 25_000))
-    return fig
