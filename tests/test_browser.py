@@ -1,6 +1,7 @@
 """The explorer in a real browser: the front end against torch, the page from a file, and notebook 05 in JupyterLab."""
 
 import itertools
+import math
 import re
 import shutil
 from contextlib import contextmanager
@@ -14,9 +15,9 @@ from benchmarks.explorer import MODELS, differences
 from conftest import opened
 from tme_utils import paths
 from tme_utils.checkpoints import shipped_model
-from tme_utils.explorer import LatentExplorer
+from tme_utils.explorer import LatentExplorer, find_hearts
 from tme_utils.training import seeded
-from tme_utils.vae import IMAGE_SHAPE, VAE
+from tme_utils.vae import IMAGE_SHAPE, VAE, kl_per_dim
 
 N_IMAGES = 500
 SEVEN = [(0.3, 0.2), (0.7, 0.2), (0.45, 0.8)]
@@ -28,9 +29,15 @@ def vaes():
     return {architecture: shipped_model(name)[0].requires_grad_(False) for architecture, name in MODELS.items()}
 
 
+def settled(page):
+    """The page, once what has changed is drawn: at most one frame later."""
+    page.evaluate("() => new Promise((next) => requestAnimationFrame(() => requestAnimationFrame(next)))")
+    return page
+
+
 def grey(page, name="large"):
     """What a digit's canvas shows: 784 grey levels, 255 for paper."""
-    return torch.tensor(page.locator(f".tme-explorer .{name}").evaluate(PIXELS))
+    return torch.tensor(settled(page).locator(f".tme-explorer .{name}").evaluate(PIXELS))
 
 
 def assert_shows(page, model, z, name="large", within=1):
@@ -67,14 +74,15 @@ def of_other_convolutions(*options):
 
 @pytest.mark.parametrize("layers", ["mlp", "conv", ((3, 3), 1, 1), ((5, 2), 3, 0), ((2, 4), 1, 1), ((3, 3), 3, 4)])
 def test_browser_and_torch_agree(layers, browser, vaes, mnist_test, generator):
-    model, within = (vaes[layers], 1) if layers in vaes else (of_other_convolutions(*layers), 0.25)
+    model, within = (vaes[layers], 0.5) if layers in vaes else (of_other_convolutions(*layers), 0.25)
     z, x = torch.randn(200, 2, generator=generator()), mnist_test.x[:200]
     with opened(browser) as page, torch.no_grad():
-        grey_levels, in_mu = differences(page, model, z, x)
+        grey_levels, in_mu, in_nats = differences(page, model, z, x)
         assert 255 * model.decode(z).sigmoid().std(0).max() > 10 * within  # there is something to get wrong
         assert model.encode(x)[0].std() > 10 * 1e-3
     assert grey_levels <= within
     assert in_mu <= 1e-3
+    assert in_nats <= 0.05
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +116,18 @@ def point(page, value="valueAsNumber"):
     return tuple(page.locator(f"input[name={name}]").evaluate(f"input => +input.{value}") for name in ("z1", "z2"))
 
 
+def to_plane(page, u, v):
+    """A place in the plane's drawing, 480 units wide, as (z1, z2); of the whole plane."""
+    limit = (
+        float(page.locator("input[name=z1]").get_attribute("max")) if page.locator("input[name=z1]").count() else 5.1
+    )
+    return (float(u) / 240 - 1) * limit, (1 - float(v) / 240) * limit
+
+
 def marker(page):
     """(z1, z2) of the ring on the plane."""
-    z1, minus_z2 = page.locator(".point").get_attribute("transform")[len("translate(") : -1].split()
-    return float(z1), -float(minus_z2)
+    place = settled(page).locator(".pad .point").get_attribute("transform")
+    return to_plane(page, *place[len("translate(") : -1].split())
 
 
 @pytest.mark.parametrize("architecture", ["mlp", "conv"])
@@ -124,23 +140,89 @@ def test_sliders_change_the_digit_and_the_nearest_test_images(architecture, brow
         page.locator("input[name=z1]").fill("1.25")
         page.locator("input[name=z2]").fill("-0.7")
         assert_shows(page, model, z)
-        assert marker(page) == z
-        assert page.locator("figure:has(.near) figcaption").all_text_contents() == [str(int(y[i])) for i in nearest]
-        for canvas, i in zip(page.locator(".near").all(), nearest, strict=True):
+        assert marker(page) == pytest.approx(z)
+        assert page.locator(".near span").all_text_contents() == [str(int(y[i])) for i in nearest]
+        for canvas, i in zip(page.locator(".near canvas").all(), nearest, strict=True):
             assert torch.equal(torch.tensor(canvas.evaluate(PIXELS)), (255 - (255 * x[i]).round()).flatten())
 
 
+BOXES = "all => all.map(e => e.getBoundingClientRect()).map(b => [b.left, b.top, b.right, b.bottom])"
+
+
+def assert_apart(page, least):
+    """At least so many names and numbers stand on the plane, and none covers another."""
+    boxes = page.locator(".pad text").evaluate_all(BOXES)
+    assert len(boxes) >= least
+    for a, b in itertools.combinations(boxes, 2):
+        left, top, right, bottom = *map(max, a[:2], b[:2]), *map(min, a[2:], b[2:])
+        assert left >= right or top >= bottom, (a, b)
+
+
 @pytest.mark.parametrize("architecture", ["mlp", "conv"])
-def test_no_name_on_the_plane_covers_another(architecture, browser, files):
-    boxes = "all => all.map(e => e.getBoundingClientRect()).map(b => [b.left, b.top, b.right, b.bottom])"
+def test_names_stand_at_the_hearts_or_lead_there_and_cover_nothing(architecture, browser, files, vaes, mnist_test):
+    mu = vaes[architecture].encode(mnist_test.x[:N_IMAGES])[0]
+    hearts = find_hearts(mu, mnist_test.y[:N_IMAGES])
     with page_of(files[architecture], browser) as page:
-        notes, names = page.locator(".pad text.note"), page.locator(".pad circle.name").evaluate_all(boxes)
-        of_notes = list(zip(notes.all_text_contents(), notes.evaluate_all(boxes), strict=True))
-    circles = [box for text, box in of_notes if "%" in text]
-    assert (len(names), len(circles)) == (10, 3)
-    for circle, other in itertools.product(circles, names + [box for text, box in of_notes if "%" not in text]):
-        left, top, right, bottom = *map(max, circle[:2], other[:2]), *map(min, circle[2:], other[2:])
-        assert left >= right or top >= bottom, (circle, other)
+        names = page.locator(".pad text.name").evaluate_all(
+            "all => all.map(e => [e.textContent, +e.getAttribute('x'), +e.getAttribute('y')])"
+        )
+        leads = page.locator(".pad .leader").evaluate_all(
+            "all => all.map(e => ['x1', 'y1', 'x2', 'y2'].map(n => +e.getAttribute(n)))"
+        )
+        assert [name for name, *_ in names] == list("0123456789")
+        ends = {(x1, y1): (x2, y2) for x1, y1, x2, y2 in leads}
+        for name, *place in names:
+            assert to_plane(page, *ends.get(tuple(place), place)) == pytest.approx(hearts[int(name)], abs=1e-3)
+        for size in (1300, 400, 1920):
+            page.set_viewport_size({"width": size, "height": 900})
+            assert_apart(page, 15)
+        page.locator(".pad").focus()
+        for _ in range(6):
+            page.keyboard.press("+")
+            assert_apart(page, 3)
+
+
+def test_no_name_covers_another_however_the_codes_lie(browser, vaes, mnist_test, tmp_path):
+    x = mnist_test.x[:1].expand(40, -1, -1, -1)  # all at one place
+    file = LatentExplorer(vaes["mlp"], x, torch.arange(40) % 10).to_html(tmp_path / "one.html")
+    with page_of(file, browser) as page:
+        assert_apart(page, 15)
+        assert page.locator(".pad .leader").count() == 9
+
+
+def test_the_posteriors_ellipse_can_be_seen_and_the_plane_enlarged(page, vaes, mnist_test):
+    page.locator(".ready").nth(4).click()
+    i = mnist_test.y.tolist().index(4)
+    mu, logvar = (value[0] for value in vaes["mlp"].encode(mnist_test.x[i : i + 1]))
+    std = (0.5 * logvar).exp()
+
+    def box(where):
+        return settled(page).locator(f"{where} .posterior").bounding_box()
+
+    small, large = box(".pad"), box(".inset")
+    side = page.locator(".inset").bounding_box()["width"]
+    assert max(large["width"], large["height"]) > side / 3
+    assert large["width"] / large["height"] == pytest.approx(float(std[0] / std[1]), rel=0.15)
+    order = page.locator(".pad .moving > *").evaluate_all("all => all.map(e => e.getAttribute('class'))")
+    assert order.index("posterior") > order.index("point")
+    for selector, times in [(".enlarge", 8), (".reduce", 1)]:
+        for _ in range(3):
+            page.locator(selector).click()
+        assert box(".pad")["width"] == pytest.approx(times * small["width"], rel=0.15)
+    before = mouse_wheel(page)
+    assert box(".pad")["width"] == pytest.approx(small["width"], rel=0.15)  # the page scrolled past
+    page.locator(".pad").focus()
+    mouse_wheel(page)
+    assert box(".pad")["width"] > 2 * small["width"], before
+    centre = to_plane(page, *(page.locator(".inset .posterior").get_attribute(name) for name in ("cx", "cy")))
+    assert centre == pytest.approx((0, 0), abs=1e-6)  # in the middle of the inset
+
+
+def mouse_wheel(page):
+    """Turn the wheel over the plane, away from the hand."""
+    page.locator(".pad").hover()
+    page.mouse.wheel(0, -400)
+    page.wait_for_timeout(300)
 
 
 def test_mouse_and_finger_move_the_point_z1_to_the_right_and_z2_up(page, vaes):
@@ -148,7 +230,7 @@ def test_mouse_and_finger_move_the_point_z1_to_the_right_and_z2_up(page, vaes):
     page.locator(".pad").hover(position={"x": 30, "y": 30})
     assert point(page) == (0, 0)  # no button was pressed
     for places, expected in [
-        ([(0.75, 0.75)], (0.5, -0.5)),
+        ([(0.75, 0.85)], (0.5, -0.7)),
         ([(0.4, 0.4), (0.6, 0.3)], (0.2, 0.4)),
         ([(0.9, 0.5), (1.2, 0.5)], (1, 0)),  # a drag that leaves the plane stays at its edge
     ]:
@@ -161,12 +243,32 @@ def test_mouse_and_finger_move_the_point_z1_to_the_right_and_z2_up(page, vaes):
     assert point(page) == pytest.approx((-limit / 2, 0), abs=0.03)
 
 
+def test_a_second_finger_changes_nothing(page):
+    before = marker(page)
+    for name, extra in [("pad", 0.2), ("sketch", 0.3)]:
+        sent = page.locator(f".{name}").evaluate(
+            """(element, share) => {
+              const box = element.getBoundingClientRect();
+              const place = { clientX: box.x + share * box.width, clientY: box.y + share * box.height };
+              return element.dispatchEvent(new PointerEvent("pointerdown", { ...place, pointerId: 9, isPrimary: false }));
+            }""",
+            extra,
+        )
+        assert sent
+    assert marker(page) == before
+    ink = page.locator(".sketch").evaluate("c => c.getContext('2d').getImageData(0, 0, 280, 280).data.some(Boolean)")
+    assert not ink
+
+
 def test_the_keyboard_alone_reaches_everything_and_moves_the_point(page, vaes):
     reached = []
-    for _ in range(6):  # "draw again" is disabled
+    for _ in range(34):
         page.keyboard.press("Tab")
-        reached.append(page.evaluate("(e => e.name || e.className)(document.activeElement)"))
-    assert [name.removeprefix("tme-explorer-1-") for name in reached] == ["z1", "z2", "pad", "show", "sketch", "clear"]
+        reached.append(page.evaluate("(e => e.name || e.className || e.textContent)(document.activeElement)"))
+    walks = [name for name in reached if name.startswith("▶")]
+    assert len(walks) == 3
+    first = ["noise", "output", "again", "z1", "z2", "pad", "enlarge", "reduce", "screen", *walks]
+    assert reached == [*first, *["thumbnail near"] * 8, *["thumbnail ready"] * 10, "sketch", "clear", *reached[32:]]
     page.locator(".pad").focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowUp", "Shift+ArrowLeft", "ArrowDown", "ArrowDown"):
         page.keyboard.press(key)
@@ -176,29 +278,140 @@ def test_the_keyboard_alone_reaches_everything_and_moves_the_point(page, vaes):
         page.keyboard.press("Shift+ArrowUp")
     assert marker(page)[1] == pytest.approx(point(page, "max")[1])
     page.keyboard.press("Home")
+    settled(page)
     assert point(page) == (0, 0)
 
 
-def test_every_control_and_picture_has_a_name_and_a_role(page):
+def test_every_control_has_a_name_and_room_and_a_walk_is_announced_once(page):
     tree = page.locator(".tme-explorer").aria_snapshot()
     for named in [
         *('slider "z₁', 'slider "z₂', 'application "Latent plane, z1 to the right, z2 up"', 'img "Decoded digit"'),
-        *('group "Show"', 'radio "pixel probabilities" [checked]', 'radio "Bernoulli sample"'),
-        *('button "draw again" [disabled]', 'application "Draw a digit"', 'button "clear"', 'img "Its reconstruction"'),
+        *('button "draw z"', 'button "draw pixels"', 'button "enlarge the plane"', 'group "Walks"', 'button "clear"'),
+        *('application "Draw a digit"', 'img "The image x: test image of', 'columnheader "cost less"'),
     ]:
         assert named in tree, tree
-    assert tree.count('img "test image of a ') == 8
-    page.locator(".pad").press("ArrowRight")
-    page.locator(".spoken").get_by_text("z1 0.10, z2 0.00; nearest test images:").wait_for()
+    assert tree.count("send it through the model") == 18
+    assert tree.count('button "test image of an 8') == tree.count(" 8: send") > 0
+    sizes = page.locator(".tme-explorer :is(button, input)").evaluate_all(
+        "all => all.map(e => e.getBoundingClientRect()).map(b => Math.min(b.width, b.height))"
+    )
+    assert min(sizes) >= 24
+    page.evaluate(
+        """() => {
+          window.heard = [];
+          const live = document.querySelectorAll("[aria-live], output, [role=status], [role=alert]");
+          const observer = new MutationObserver(() => window.heard.push(document.querySelector(".spoken").textContent));
+          for (const e of live) observer.observe(e, { childList: true, characterData: true, subtree: true });
+        }"""
+    )
+    page.wait_for_timeout(600)
+    page.evaluate("window.heard.length = 0")
+    for _ in range(20):
+        page.locator(".pad").press("ArrowRight")
+    page.locator(".spoken").get_by_text("z1 2.00, z2 0.00; recon").wait_for()
+    assert page.evaluate("window.heard.length") == 1
+
+
+def test_a_walk_plays_from_its_start_to_its_end_and_a_hand_ends_it(page):
+    page.clock.install()
+    button = page.locator(".walks button").first
+    start, end = map(int, re.findall(r"\d", button.text_content()))
+    names = dict(
+        page.locator(".pad text.name").evaluate_all(
+            "all => all.map(e => [e.textContent, [+e.getAttribute('x'), +e.getAttribute('y')]])"
+        )
+    )
+    button.click()
+    page.clock.run_for(100)
+    assert page.evaluate("document.querySelector('.walks button').getAttribute('aria-pressed')") == "true"
+    page.clock.run_for(8000)
+    assert button.get_attribute("aria-pressed") == "false"
+    u, v = page.locator(".pad .point").get_attribute("transform")[len("translate(") : -1].split()
+    assert math.dist((float(u), float(v)), names[str(end)]) < math.dist((float(u), float(v)), names[str(start)])
+    button.click()
+    page.clock.run_for(1000)
+    page.locator(".pad").press("Home")
+    page.clock.run_for(1000)
+    assert button.get_attribute("aria-pressed") == "false"
+    assert point(page) == (0, 0)
+
+
+def numbers(page):
+    """KL of both coordinates, recon and the negative ELBO as shown; mu, std, z and eps."""
+    shown = settled(page).locator("tbody tr td:nth-child(2)").all_text_contents()
+    text = page.locator(".numbers").text_content().replace("−", "-")
+    pairs = [tuple(map(float, found)) for found in re.findall(r"\((-?[\d.]+), (-?[\d.]+)\)", text)]
+    return [None if value == "–" else float(value.replace("−", "-")) for value in shown], pairs
+
+
+def test_the_loss_of_a_chosen_image_is_torchs_and_noise_is_drawn_anew(page, vaes, mnist_test):
+    model, y = vaes["mlp"], mnist_test.y[:N_IMAGES]
+    x = mnist_test.x[[y.tolist().index(5)]]
+    page.locator(".ready").nth(5).click()
+    assert torch.equal(grey(page, "seen"), (255 - (255 * x).round()).flatten())
+    assert "a 5" in page.locator(".name").text_content()
+    mu, logvar = model.encode(x)
+    draws, recons = [], []
+    for _ in range(30):
+        page.get_by_role("button", name="draw z").click()
+        shown, (mean, std, _, eps) = numbers(page)
+        draws.append(eps)
+        z = mu + (0.5 * logvar).exp() * torch.tensor(eps)
+        recons.append(float(shown[2]) + float(model.log_likelihood(x, z)))
+        assert shown[:2] == pytest.approx(kl_per_dim(mu, logvar)[0].tolist(), abs=0.05)
+        assert shown[3] is None or shown[3] == pytest.approx(sum(shown[:3]), abs=0.03)
+    assert (mean, std) == (
+        pytest.approx(mu[0].tolist(), abs=6e-3),
+        pytest.approx((0.5 * logvar[0]).exp().tolist(), abs=6e-4),
+    )
+    assert max(map(abs, recons)) < 0.6  # eps is shown to hundredths
+    draws = torch.tensor(draws)
+    assert len(draws.unique(dim=0)) == 30
+    assert draws.mean(0).abs().max() < 4 / 30**0.5
+    assert 0.5 < draws.std(0).min() < draws.std(0).max() < 1.6
+
+
+def test_a_point_that_the_posterior_does_not_draw_has_no_elbo(page, vaes, mnist_test):
+    page.locator(".ready").nth(0).click()
+    before, _ = numbers(page)
+    page.locator(".pad").press("Home")
+    page.locator("input[name=z1]").fill("3")
+    after, _ = numbers(page)
+    assert before[3] is not None
+    assert after[3] is None
+    assert "draws no such z" in page.locator(".numbers").text_content()
+    x = mnist_test.x[[mnist_test.y.tolist().index(0)]]
+    expected = -vaes["mlp"].log_likelihood(x, torch.tensor([point(page)]))
+    assert after[2] == pytest.approx(float(expected), rel=2e-3)
+    assert after[:2] == before[:2]
+
+
+def test_a_dot_that_is_clicked_and_a_neighbour_go_through_the_model_and_the_heat_shows_the_cost(page, vaes, mnist_test):
+    x, model = mnist_test.x[:N_IMAGES], vaes["mlp"]
+    mu = model.encode(x)[0]
+    i = int(mu.norm(dim=1).argmax())  # no other dot lies near
+    limit, _ = point(page, "max")
+    mouse_path(page, ".pad", tuple(0.5 + 0.5 * share / limit for share in (float(mu[i, 0]), -float(mu[i, 1]))))
+    assert torch.equal(grey(page, "seen"), (255 - (255 * x[i]).round()).flatten())
+    page.locator(".near").nth(1).click()
+    assert not torch.equal(grey(page, "seen"), (255 - (255 * x[i]).round()).flatten())
+    x = 1 - grey(page, "seen") / 255
+    heat = page.locator(".heat")
+    assert heat.evaluate("e => getComputedStyle(e).opacity") == "0"
+    page.locator(".output").focus()
+    assert heat.evaluate("e => getComputedStyle(e).opacity") == "1"
+    green = torch.tensor(heat.evaluate(PIXELS.replace("i % 4 == 0", "i % 4 == 1")))
+    probs = (1 - grey(page) / 255).clamp(0.02, 0.98)
+    costs = -(x * probs.log() + (1 - x) * (1 - probs).log())
+    assert torch.corrcoef(torch.stack([green.float(), costs.clamp(max=3)]))[0, 1] < -0.98
 
 
 def test_samples_are_drawn_from_the_pixel_probabilities(page, vaes):
     page.locator("input[name=z1]").fill("0.5")
-    page.get_by_label("Bernoulli sample").check()
     samples = []
     for _ in range(20):
-        page.get_by_role("button", name="draw again").click()
-        samples.append(1 - grey(page) / 255)
+        page.get_by_role("button", name="draw pixels").click()
+        samples.append(1 - grey(page, "sample") / 255)
     samples, probs = torch.stack(samples), vaes["mlp"].decode(torch.tensor([0.5, 0.0])).sigmoid()
     assert set(samples.flatten().tolist()) == {0, 1}
     assert len(samples.unique(dim=0)) == 20
@@ -206,9 +419,7 @@ def test_samples_are_drawn_from_the_pixel_probabilities(page, vaes):
     # The same draw follows the point: nothing flickers where the probabilities do not change.
     page.locator(".pad").press("ArrowRight")
     page.locator(".pad").press("ArrowLeft")
-    assert torch.equal(samples[-1], 1 - grey(page) / 255)
-    page.get_by_label("pixel probabilities").check()
-    assert_shows(page, vaes["mlp"], (0.5, 0))
+    assert torch.equal(samples[-1], 1 - grey(page, "sample") / 255)
 
 
 def as_encoded(page):
@@ -245,25 +456,27 @@ def test_a_drawing_becomes_an_image_like_mnists(page, mnist_test):
     page.get_by_role("button", name="clear").click()
     mouse_path(page, ".sketch", (0.5, 0.5))  # a click leaves a dot
     assert extent(as_encoded(page)) in ([3, 3], [4, 4])
+    assert page.locator(".name").text_content() == "your drawing"
 
 
 def test_the_encoder_places_the_drawing_on_the_plane(page, vaes):
-    posterior = page.locator(".posterior")
-    assert posterior.get_attribute("visibility") == "hidden"
     mouse_path(page, ".sketch", *SEVEN)
-    mu, logvar = (value[0] for value in vaes["mlp"].encode(as_encoded(page)))
-    z1, z2 = mu.tolist()
-    assert posterior.get_attribute("visibility") == "visible"
-    ellipse = [float(posterior.get_attribute(name)) for name in ("cx", "cy", "rx", "ry")]
-    assert ellipse == pytest.approx([z1, -z2, *(2 * (0.5 * logvar).exp()).tolist()], abs=1e-3)
-    assert marker(page) == pytest.approx((z1, z2), abs=1e-3)
-    for name in ("large", "rebuilt"):
-        assert_shows(page, vaes["mlp"], (z1, z2), name, within=2)  # 1e-3 in z is worth one more
-    assert f"mean ({z1:.2f}, {z2:.2f})".replace("-", "−") in page.locator(".posterior-text").text_content()
+    model, x = vaes["mlp"], as_encoded(page)
+    mu, logvar = (value[0] for value in model.encode(x))
+    limit, _ = point(page, "max")
+    ellipse = [float(page.locator(".pad .posterior").get_attribute(name)) for name in ("cx", "cy", "rx", "ry")]
+    assert to_plane(page, *ellipse[:2]) == pytest.approx(mu.tolist(), abs=1e-3)
+    assert ellipse[2:] == pytest.approx((240 / limit * 2 * (0.5 * logvar).exp()).tolist(), abs=0.05)
+    shown, (mean, _, z, eps) = numbers(page)
+    assert mean == pytest.approx(mu.tolist(), abs=6e-3)
+    drawn = mu + (0.5 * logvar).exp() * torch.tensor(eps)
+    assert z == pytest.approx(drawn.tolist(), abs=6e-3)
+    assert marker(page) == pytest.approx(drawn.tolist(), abs=2e-3)
+    assert shown[2] == pytest.approx(float(-model.log_likelihood(x, drawn[None])), abs=0.6)
     page.get_by_role("button", name="clear").click()
-    assert posterior.get_attribute("visibility") == "hidden"
-    assert as_encoded(page).sum() == 0
-    assert grey(page, "rebuilt").min() == 255
+    assert not page.locator(".sketch").evaluate(
+        "c => c.getContext('2d').getImageData(0, 0, 280, 280).data.some(Boolean)"
+    )
 
 
 def test_a_digit_is_drawn_and_cleared_by_the_keyboard_alone(page):
@@ -274,7 +487,7 @@ def test_a_digit_is_drawn_and_cleared_by_the_keyboard_alone(page):
     assert height in (19, 20, 21)
     assert width <= 5  # the pen was up on its way to the right
     page.keyboard.press("Delete")
-    assert as_encoded(page).sum() == 0
+    assert not page.locator(".sketch").evaluate("c => c.getContext('2d').getImageData(0, 0, 9, 9).data.some(Boolean)")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

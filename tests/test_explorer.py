@@ -3,7 +3,7 @@
 import json
 import re
 import zlib
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,14 @@ import torch
 from torch import nn
 
 from tme_utils import explorer
+from tme_utils.checkpoints import shipped_model
 from tme_utils.explorer import LatentExplorer, pack_networks
+from tme_utils.metrics import posterior_parameters
 from tme_utils.training import seeded
-from tme_utils.vae import VAE, Bernoulli, conv_vae
+from tme_utils.vae import VAE, Bernoulli, conv_vae, elbo_terms, kl_per_dim
 
-SCRIPT, STYLE = ((explorer.FRONT_END / name).read_text(encoding="utf-8") for name in ("explorer.js", "explorer.css"))
+SCRIPT, STYLE = explorer.front_end_script(), (explorer.FRONT_END / "explorer.css").read_text(encoding="utf-8")
+PNG = b"\x89PNG\r\n\x1a\n and so on"
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def integers(packed):
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "nested"])
-def test_layers_travel_in_order_and_weights_within_half_a_step_of_their_scale(name, build, conv):
+def test_layers_travel_in_order_and_weights_within_half_a_step_of_their_rows_scale(name, build, conv):
     nested = vae(nn.Flatten(), nn.Sequential(nn.Linear(784, 8), nn.Sequential(nn.SiLU(), nn.Linear(8, 4))))
     model = {"mlp": build(), "conv": conv, "nested": nested}[name]  # some of the last one's weights are all zero
     networks, packed = pack_networks(model)
@@ -66,9 +69,11 @@ def test_layers_travel_in_order_and_weights_within_half_a_step_of_their_scale(na
     tensors = [layer[kind] for layer in layers for kind in ("weight", "bias") if kind in layer]
     for tensor, parameter in zip(tensors, model.parameters(), strict=True):
         assert tensor["shape"] == list(parameter.shape)
-        expected = parameter.detach().numpy().ravel()
-        assert np.abs(values[at : at + expected.size] * tensor["scale"] - expected).max() <= 0.5001 * tensor["scale"]
-        assert 0 < tensor["scale"] == pytest.approx(np.abs(expected).max() / (2**15 - 1))
+        expected, scales = parameter.detach().numpy(), np.array(tensor["scales"])[:, None]
+        rows = expected.reshape(1 if expected.ndim == 1 else len(expected), -1)
+        assert np.abs(rows).max(axis=1) == pytest.approx(explorer.MAX_INTEGER * scales[:, 0], rel=1e-4, abs=1e-20)
+        error = np.abs(values[at : at + expected.size].reshape(rows.shape) * scales - rows)
+        assert (error <= 0.5001 * scales).all()
         at += expected.size
     assert at == len(values)
 
@@ -94,6 +99,52 @@ def test_the_plane_reaches_to_4_or_to_the_farthest_image(build, images):
     assert (shown.z1.min, shown.z2.max) == (-front_end(shown).limit, front_end(shown).limit)
 
 
+def test_a_heart_is_where_a_class_is_purest_not_where_its_median_falls():
+    mu = torch.cat([torch.tensor([[-3.0, 0.0]] * 30 + [[3.0, 0.0]] * 28), torch.zeros(40, 2)])
+    y = torch.tensor([7] * 58 + [1] * 40)
+    mu = mu + 0.1 * torch.randn(mu.shape, generator=torch.Generator().manual_seed(0))
+    hearts = explorer.find_hearts(mu, y)
+    assert list(hearts) == [1, 7]
+    assert abs(hearts[7][0]) > 2 > 0.5 > abs(hearts[1][0])
+    assert explorer.find_hearts(mu[:1], y[:1]) == {7: mu[0].tolist()}
+
+
+@pytest.mark.parametrize("name", ["mlp_2d", "conv_2d"])
+@torch.no_grad()
+def test_at_a_name_at_least_nine_of_the_ten_nearest_test_images_bear_it(name, mnist_test):
+    model, y = shipped_model(name)[0], mnist_test.y
+    mu = posterior_parameters(model, mnist_test.x)[0]
+    hearts = explorer.find_hearts(mu[:2000], y[:2000])  # those of the page, among its dots and among all images
+    assert list(hearts) == list(range(10))
+    places = torch.tensor(list(hearts.values()))
+    for n in (2000, len(y)):
+        near = torch.cdist(places, mu[:n]).topk(10, largest=False).indices
+        assert ((y[near] == torch.arange(10)[:, None]).sum(1) >= 9).all()
+
+
+@torch.no_grad()
+def test_the_quantiles_are_those_of_the_loss_and_walks_lead_where_they_say(build, images, generator):
+    (x, y), model = images, build()
+    traits = front_end(LatentExplorer(model, x, y))
+    terms, kl = elbo_terms(model, x, generator=generator()), kl_per_dim(*model.encode(x))
+    expected = {"kl_1": kl[:, 0], "kl_2": kl[:, 1], "recon": terms.recon, "neg_elbo": -terms.elbo}
+    assert list(traits.quantiles) == list(expected)
+    for name, values in expected.items():
+        found = traits.quantiles[name]
+        assert (found[0], found[10], found[20]) == pytest.approx(
+            values.quantile(torch.tensor([0.0, 0.5, 1.0])).tolist(), abs=0.006
+        )
+    hearts = {label: pytest.approx(heart, abs=1e-3) for label, *heart in traits.hearts}
+    *straight, circle = traits.walks.items()
+    for name, path in straight:
+        start, end = map(int, re.findall(r"\d", name))
+        assert path == [hearts[start], hearts[end]]
+    assert circle[0] == "the 50 % circle"
+    assert np.hypot(*np.array(circle[1]).T) == pytest.approx(np.sqrt(np.log(4)), abs=2e-3)
+    own = {"there and back": torch.tensor([[0.0, 0.0], [1.0, -2.0], [0.0, 0.0]])}
+    assert front_end(LatentExplorer(model, x, y, walks=own)).walks == {name: w.tolist() for name, w in own.items()}
+
+
 @pytest.mark.parametrize("to", [tuple, np.array, torch.tensor])
 def test_the_sliders_and_the_plane_begin_where_asked(to, build, images):
     shown = LatentExplorer(build(), *images, z=to((1.5, -0.5)))
@@ -111,22 +162,21 @@ def test_the_front_end_has_the_reports_colours_and_every_supported_layer():
 
 
 def test_it_displays_its_widget_a_text_that_does_not_change_and_the_poster_where_none_can_run(build, images):
-    png = b"\x89PNG\r\n\x1a\n and so on"
-    plain, shown = LatentExplorer(build(), *images), LatentExplorer(build(), *images, poster=png)
+    plain, shown = LatentExplorer(build(), *images), LatentExplorer(build(), *images, poster=PNG)
     bundle = shown._repr_mimebundle_()
     assert bundle["text/plain"] == repr(shown) == repr(plain) == "LatentExplorer(mlp, 20 images)"
     assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == shown.widget.model_id
-    assert b64decode(bundle["image/png"]) == png
+    assert b64decode(bundle["image/png"]) == PNG
     assert "image/png" not in plain._repr_mimebundle_()
 
 
 @pytest.fixture(scope="module")
 def page(conv, mnist_test, tmp_path_factory):
-    """The page of the convolutional model with 2,000 test images."""
-    shown = LatentExplorer(conv, mnist_test.x[:2000], mnist_test.y[:2000])
+    """The page of the convolutional model with 2,000 test images and a poster."""
+    shown = LatentExplorer(conv, mnist_test.x[:2000], mnist_test.y[:2000], poster=PNG)
     shown.z1.value = 1.25
     path = shown.to_html(tmp_path_factory.mktemp("page") / "explorer.html", title="Digits <&> more")
-    assert 1_000_000 < path.stat().st_size <= 3_000_000
+    assert 1_000_000 < path.stat().st_size <= 3_500_000
     return path.read_text(encoding="utf-8")
 
 
@@ -134,11 +184,13 @@ def test_the_page_refers_to_nothing_outside_itself(page):
     addresses = set(re.findall(r"https?://[^\s\"'`)]*", page))
     assert addresses == {"http://www.w3.org/2000/svg"}  # the name of a language, which no browser fetches
     assert not re.findall(r"\bimport\b\s*[({\"']|@import|url\(", page)
-    assert re.findall(r"\b(?:src|href)\s*=\s*(\S*?)>", page, re.IGNORECASE) == ['"data:,"']
+    references = re.findall(r"\b(?:src|href)\s*=\s*(\S*?)>", page, re.IGNORECASE)
+    assert references == ['"data:,"', f'"data:image/png;base64,{b64encode(PNG).decode()}"']
 
 
 def test_the_page_holds_the_front_ends_own_source_the_title_and_the_sliders_present_values(page):
     assert SCRIPT in page
+    assert not re.search(r"^import ", SCRIPT, re.MULTILINE)
     assert STYLE in page
     assert page.count("</script>") == 1
     assert "<h1>Digits &lt;&amp;&gt; more</h1>" in page
@@ -194,6 +246,8 @@ def encoder(*layers):
         ({"y": torch.zeros(20)}, "got torch.float32"),
         ({"z": (0.0, 4.5)}, r"z must be two numbers between -4\.0 and 4\.0"),
         ({"z": (0.0,)}, "z must be two numbers"),
+        ({"walks": {"far": torch.full((2, 2), 9.0)}}, r"walk 'far' must be at least two points \(n, 2\) within 4\.0"),
+        ({"walks": {"flat": torch.zeros(4)}}, r"walk 'flat' .* got \(4,\)"),
         ({"poster": b"GIF89a"}, "must be the bytes of a PNG image"),
     ],
 )

@@ -1,199 +1,21 @@
-// Front end of the latent explorer: an anywidget module, and the whole of the page that `to_html` writes.
+// The explorer's view, for a notebook (an anywidget module) and for the page that `to_html` writes. Python joins the
+// modules beside this one before it (see __init__.py), so that nothing is fetched at run time.
 //
-// The model's traits (see __init__.py): `networks` (layers of the encoder and of the decoder) with their `weights`,
-// `images` with their `labels` and posterior means `mu`, the half-width `limit` of the plane, the point (`z1`, `z2`),
-// and `own_sliders`, true where no Jupyter sliders stand beside the widget.
+// The model's traits: `networks` (layers of encoder and decoder) with their `weights`; `images` with their `labels`
+// and means `mu`; the `hearts` of the classes; `quantiles` of each term of the loss over the images; `walks` as lists
+// of points; the half-width `limit` of the plane; the point (`z1`, `z2`); and `own_sliders`, true where no Jupyter
+// sliders stand beside the widget.
 
-const SIDE = 28;
-const N_PIXELS = SIDE * SIDE;
+import { clamp, likeMnist, makeSketch, onDrag, onKeys, PEN } from "./drawing.js";
+import { decode, encode, inflate, klPerDim, loadNetworks, N_PIXELS, pixelCosts, SIDE, sigmoid, total } from "./networks.js";
+import { N_STD, nearest, Plane, setAttributes, svg } from "./plane.js";
+
 const STEP = 0.01; // of the sliders
 const N_NEAREST = 8;
-const N_STD = 2; // the ellipse of q(z|x) is drawn at this many standard deviations
-const PRIOR_MASSES = [0.5, 0.95, 0.999];
-export const PALETTE = [
-  // seaborn's "colorblind", as in the report's figures; each class is also named by its digit
-  "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9",
-];
-
-// ---------------------------------------------------------------------------------------------- the networks
-
-/** Undo Python's zlib.compress: a DataView in, its bytes out. */
-export async function inflate(view) {
-  const stream = new Blob([view]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
-}
-
-/** Read the tensors of all layers, in order: 16-bit integers, all their low bytes before all their high ones. */
-export async function loadNetworks(networks, weights) {
-  const bytes = await inflate(weights);
-  const n = bytes.length / 2;
-  let at = 0;
-  const read = ({ shape, scale }) => {
-    const values = new Float32Array(shape.reduce((product, size) => product * size, 1));
-    for (let i = 0; i < values.length; i++, at++) {
-      values[i] = (((bytes[n + at] << 24) | (bytes[at] << 16)) >> 16) * scale; // the shift back keeps the sign
-    }
-    return { shape, values };
-  };
-  const load = (layer) => (layer.weight ? { ...layer, weight: read(layer.weight), bias: read(layer.bias) } : layer);
-  return { encoder: networks.encoder.map(load), decoder: networks.decoder.map(load) };
-}
-
-function linear(x, { weight, bias }) {
-  const [nOut, nIn] = weight.shape;
-  const out = new Float32Array(nOut);
-  for (let o = 0, at = 0; o < nOut; o++) {
-    let sum = bias.values[o];
-    for (let i = 0; i < nIn; i++, at++) sum += weight.values[at] * x.values[i];
-    out[o] = sum;
-  }
-  return { values: out, shape: [nOut] };
-}
-
-/**
- * Both convolutions pair each cell of a coarse grid with a window of a fine one, by weights stored as
- * (coarse channel, fine channel, row, column): Conv2d sums the windows into the cells, ConvTranspose2d spreads the
- * cells over the windows. One weight at a time meets all its pairs, row by row, so that memory is read in order.
- */
-function pairWindows(coarse, fine, { weight, stride, padding }, spread) {
-  const [nCoarse, nFine, nRows, nColumns] = weight.shape;
-  const [, height, width] = coarse.shape;
-  const [, fineHeight, fineWidth] = fine.shape;
-  const [a, b] = [coarse.values, fine.values];
-  const first = (k) => Math.max(0, Math.ceil((padding - k) / stride)); // the first cell whose pixel k is inside
-  const end = (k, size, fineSize) => Math.min(size, Math.floor((fineSize - 1 + padding - k) / stride) + 1);
-  let at = 0;
-  for (let c = 0; c < nCoarse; c++) {
-    for (let f = 0; f < nFine; f++) {
-      for (let ky = 0; ky < nRows; ky++) {
-        const y1 = end(ky, height, fineHeight);
-        for (let kx = 0; kx < nColumns; kx++) {
-          const w = weight.values[at++];
-          const x0 = first(kx);
-          const x1 = end(kx, width, fineWidth);
-          for (let y = first(ky); y < y1; y++) {
-            let i = (c * height + y) * width + x0;
-            let j = (f * fineHeight + y * stride + ky - padding) * fineWidth + x0 * stride + kx - padding;
-            if (spread) for (let x = x0; x < x1; x++, i++, j += stride) b[j] += w * a[i];
-            else for (let x = x0; x < x1; x++, i++, j += stride) a[i] += w * b[j];
-          }
-        }
-      }
-    }
-  }
-}
-
-/** An image (channels, height, width) that holds each channel's bias. */
-function filled({ values }, height, width) {
-  const image = { values: new Float32Array(values.length * height * width), shape: [values.length, height, width] };
-  values.forEach((value, c) => image.values.fill(value, c * height * width, (c + 1) * height * width));
-  return image;
-}
-
-function conv2d(x, layer) {
-  const size = (n, k) => Math.floor((n + 2 * layer.padding - k) / layer.stride) + 1;
-  const [, , nRows, nColumns] = layer.weight.shape;
-  const out = filled(layer.bias, size(x.shape[1], nRows), size(x.shape[2], nColumns));
-  pairWindows(out, x, layer, false);
-  return out;
-}
-
-function convTranspose2d(x, layer) {
-  const size = (n, k) => (n - 1) * layer.stride - 2 * layer.padding + k;
-  const [, , nRows, nColumns] = layer.weight.shape;
-  const out = filled(layer.bias, size(x.shape[1], nRows), size(x.shape[2], nColumns));
-  pairWindows(x, out, layer, true);
-  return out;
-}
-
-export const LAYERS = {
-  Flatten: ({ values }) => ({ values, shape: [values.length] }),
-  Unflatten: ({ values }, { shape }) => ({ values, shape }),
-  ReLU: ({ values, shape }) => ({ values: values.map((value) => Math.max(value, 0)), shape }),
-  SiLU: ({ values, shape }) => ({ values: values.map((value) => value / (1 + Math.exp(-value))), shape }),
-  Linear: linear,
-  Conv2d: conv2d,
-  ConvTranspose2d: convTranspose2d,
-};
-
-const run = (layers, values, shape) => layers.reduce((x, layer) => LAYERS[layer.type](x, layer), { values, shape });
-
-/** Pixel probabilities (784) of p(x|z). */
-export function decode({ decoder }, z1, z2) {
-  return run(decoder, Float32Array.of(z1, z2), [2]).values.map((logit) => 1 / (1 + Math.exp(-logit)));
-}
-
-/** Mean and standard deviations of q(z|x), two numbers each, from an image of 784 pixels in [0, 1]. */
-export function encode({ encoder }, x) {
-  const [mu1, mu2, logvar1, logvar2] = run(encoder, x, [1, SIDE, SIDE]).values;
-  return { mu: [mu1, mu2], std: [Math.exp(logvar1 / 2), Math.exp(logvar2 / 2)] };
-}
-
-// ------------------------------------------------------------------------------------------- drawn digits
-
-const PEN = 2.8; // thickness of MNIST's lines in pixels: median over the test ones, from their ink and their length
-const BOX = 20; // MNIST's digits fit into 20 by 20 pixels
-const CENTRE = 14.5; // and have their centre of mass in the middle of pixel 14, counted from 0
-
-/**
- * Make of strokes what MNIST's authors made of their scans: scaled, its shape kept, so that the ink fits into 20 by
- * 20 pixels, smoothed at its edges, and placed in 28 by 28 with its centre of mass in the middle. A stroke is drawn
- * anew after the scaling, 2.8 pixels thick, so that a small drawing has no thicker lines than a large one.
- *
- * @param strokes lists of points [x, y] in [0, 1], y downwards
- * @returns an image of 784 pixels in [0, 1]
- */
-export function likeMnist(strokes) {
-  const points = strokes.flat();
-  if (points.length === 0) return new Float32Array(N_PIXELS);
-  const [xs, ys] = [points.map(([x]) => x), points.map(([, y]) => y)];
-  const [x0, y0] = [Math.min(...xs), Math.min(...ys)];
-  const size = Math.max(Math.max(...xs) - x0, Math.max(...ys) - y0, 0.1); // a dot stays a dot
-  const scale = (BOX - PEN) / size;
-  const canvas = new OffscreenCanvas(SIDE, SIDE);
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  const ink = (dx, dy) => {
-    context.clearRect(0, 0, SIDE, SIDE);
-    tracePath(context, strokes, ([x, y]) => [(x - x0) * scale + dx, (y - y0) * scale + dy], PEN);
-    const { data } = context.getImageData(0, 0, SIDE, SIDE);
-    return Float32Array.from({ length: N_PIXELS }, (_, i) => data[4 * i + 3] / 255);
-  };
-  const margin = (SIDE - BOX + PEN) / 2;
-  const x = ink(margin, margin);
-  let [mass, mx, my] = [0, 0, 0];
-  x.forEach((value, i) => {
-    mass += value;
-    mx += value * ((i % SIDE) + 0.5);
-    my += value * (Math.floor(i / SIDE) + 0.5);
-  });
-  return ink(margin + CENTRE - mx / mass, margin + CENTRE - my / mass);
-}
-
-function tracePath(context, strokes, place, width) {
-  Object.assign(context, { lineWidth: width, lineCap: "round", lineJoin: "round" });
-  context.beginPath();
-  for (const stroke of strokes) {
-    const [x, y] = place(stroke[0]);
-    context.moveTo(x, y);
-    context.lineTo(x + 0.001, y); // a line of no length would not be drawn: a click leaves a dot
-    for (const point of stroke.slice(1)) context.lineTo(...place(point));
-  }
-  context.stroke();
-}
-
-// ---------------------------------------------------------------------------------------------- the drawing
-
-/** A new SVG element with these attributes; `content` is its text. */
-function svg(tag, attributes, content = "") {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  setAttributes(element, attributes);
-  element.textContent = content;
-  return element;
-}
-
-function setAttributes(element, attributes) {
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-}
+const FAR = 4; // standard deviations: of 3,000 draws of q(z|x) about one lies farther from its mean
+const PLAY = 6000; // milliseconds of a walk
+const HOTTEST = 3; // nats of a pixel, from which on the heat is full
+const TERMS = { kl_1: "KL of z₁", kl_2: "KL of z₂", recon: "recon = −log p(x|z)", neg_elbo: "−ELBO = KL + recon" };
 
 /** Show pixel values in [0, 1], ink on paper. */
 function paint(canvas, x) {
@@ -206,235 +28,121 @@ function paint(canvas, x) {
   context.putImageData(image, 0, 0);
 }
 
-const toStep = (value) => Math.round(value / STEP) * STEP;
-
-const signed = (value) => value.toFixed(2).replace("-", "−");
-
-const median = (values) => values.toSorted((a, b) => a - b)[values.length >> 1];
-
-/** Median of each class as {label, x, y}, pushed apart where names would cover one another. */
-function classNames(mu, labels, distance) {
-  const names = [...new Set(labels)].toSorted().map((label) => {
-    const of = (axis) => median([...labels.keys()].filter((i) => labels[i] === label).map((i) => mu[2 * i + axis]));
-    return { label, x: of(0), y: of(1) };
-  });
-  for (let round = 0; round < 200; round++) {
-    for (const a of names) {
-      for (const b of names) {
-        const gap = Math.hypot(a.x - b.x, a.y - b.y);
-        if (a === b || gap >= distance) continue;
-        a.x += (0.1 * (a.x - b.x)) / Math.max(gap, 1e-9);
-        a.y += (0.1 * (a.y - b.y)) / Math.max(gap, 1e-9);
-      }
-    }
+/** Show costs of pixels in nats, from white to a dark red. */
+function paintHeat(canvas, costs) {
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  const image = context.createImageData(SIDE, SIDE);
+  for (let i = 0; i < costs.length; i++) {
+    const share = Math.min(costs[i] / HOTTEST, 1);
+    image.data.set([255 - 105 * share, 255 * (1 - share), 255 * (1 - share), 255], 4 * i);
   }
-  return names;
+  context.putImageData(image, 0, 0);
 }
 
-/** The direction [cos, sin] whose points at these radii stay farthest from the class names; never along an axis. */
-function freeRay(names, radii) {
-  const angles = [...Array(16).keys()].filter((k) => k % 4).map((k) => (k * Math.PI) / 8);
-  const rays = angles.map((angle) => [Math.cos(angle), Math.sin(angle)]);
-  const places = ([cos, sin]) => radii.map((r) => [r * cos, r * sin]);
-  const room = (ray) =>
-    Math.min(...places(ray).flatMap(([px, py]) => names.map(({ x, y }) => Math.hypot(px - x, py - y))));
-  return rays.reduce((best, ray) => (room(ray) > room(best) ? ray : best));
+const normal = () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
+
+const signed = (value, decimals = 2) => value.toFixed(decimals).replace("-", "−");
+
+const pair = (values, decimals) => `(${values.map((value) => signed(value, decimals)).join(", ")})`;
+
+const withArticle = (label) => `${label === 8 ? "an" : "a"} ${label}`;
+
+/** Which share of the test images cost less, from their quantiles at equal steps. */
+export function shareBelow(quantiles, value) {
+  const above = quantiles.findIndex((quantile) => quantile > value);
+  if (above === 0) return 0;
+  if (above < 0) return 1;
+  const [low, high] = [quantiles[above - 1], quantiles[above]];
+  return (above - 1 + (value - low) / (high - low)) / (quantiles.length - 1);
 }
 
-/** Draw the plane into its three layers, the last for what moves: z1 to the right, z2 up. Returns what moves. */
-function drawPlane(dots, plane, moving, mu, labels, limit) {
-  const context = dots.getContext("2d");
-  const place = (value) => (dots.width / 2) * (1 + value / limit);
-  context.globalAlpha = 0.6;
-  labels.forEach((label, i) => {
-    // in the file's order, so that no class covers all the others
-    context.fillStyle = PALETTE[label];
-    context.beginPath();
-    context.arc(place(mu[2 * i]), place(-mu[2 * i + 1]), 4, 0, 7);
-    context.fill();
-  });
-
-  const unit = limit / 4; // sizes below are those of a plane from -4 to 4
-  const text = (content, x, y, kind = "note") => svg("text", { x, y, class: kind, "font-size": 0.27 * unit }, content);
-  for (const layer of [plane, moving]) {
-    layer.setAttribute("viewBox", [-limit, -limit, 2 * limit, 2 * limit].join(" ")); // y is -z2
-  }
-  plane.append(svg("line", { class: "axis", x1: -limit, x2: limit }));
-  plane.append(svg("line", { class: "axis", y1: -limit, y2: limit }));
-  plane.append(text("z₁ →", limit - 0.4 * unit, 0.25 * unit), text("z₂ ↑", 0.35 * unit, 0.2 * unit - limit));
-  for (let tick = 2; tick < limit - 0.9 * unit; tick += 2) {
-    plane.append(text(tick, tick, 0.25 * unit), text(`−${tick}`, -tick, 0.25 * unit));
-    plane.append(text(tick, 0.2 * unit, -tick), text(`−${tick}`, 0.2 * unit, tick));
-  }
-  const names = classNames(mu, labels, 0.55 * unit);
-  // Within these radii N(0, I) has these masses.
-  const radii = PRIOR_MASSES.map((mass) => Math.sqrt(-2 * Math.log(1 - mass)));
-  const [cos, sin] = freeRay(names, radii);
-  PRIOR_MASSES.forEach((mass, i) => {
-    plane.append(svg("circle", { class: "prior", r: radii[i] }));
-    plane.append(text(`${+(100 * mass).toFixed(1)} %`, radii[i] * cos, -radii[i] * sin));
-  });
-  for (const { label, x, y } of names) {
-    plane.append(svg("circle", { class: "name", cx: x, cy: -y, r: 0.23 * unit, fill: PALETTE[label] }));
-    plane.append(text(label, x, -y, "name"));
-  }
-  const ellipse = svg("ellipse", { class: "posterior" });
-  const point = svg("g", { class: "point" });
-  point.append(svg("circle", { r: 0.16 * unit }), svg("circle", { r: 0.16 * unit }));
-  moving.append(ellipse, point);
-  return { ellipse, point };
-}
-
-/** Indices of the points nearest to (z1, z2), nearest first. */
-function nearest(mu, z1, z2) {
-  const found = [];
-  for (let i = 0; i < mu.length / 2; i++) {
-    const distance = (mu[2 * i] - z1) ** 2 + (mu[2 * i + 1] - z2) ** 2;
-    if (found.length === N_NEAREST && distance >= found[N_NEAREST - 1].distance) continue;
-    const at = found.findIndex((other) => distance < other.distance);
-    found.splice(at < 0 ? found.length : at, 0, { distance, i });
-    if (found.length > N_NEAREST) found.pop();
-  }
-  return found.map(({ i }) => i);
-}
-
-const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-
-/** Call `at(x, y, isNew)`, both in [0, 1] and y downwards, while mouse, pen or finger is down on the element. */
-function onDrag(element, at) {
-  const send = (event, isNew) => {
-    const box = element.getBoundingClientRect();
-    const [x, y] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
-    at(clamp(x, 0, 1), clamp(y, 0, 1), isNew);
+/** A bar of where the test images lie: 90 % of them in the thin box, half in the thick one; returns what marks a value. */
+function drawBar(bar, quantiles) {
+  const at = (share) => quantiles[Math.round(share * (quantiles.length - 1))];
+  const [low, high] = [at(0), at(0.95) + 0.3 * (at(0.95) - at(0.05))]; // beyond, a mark stays at the end
+  const place = (value) => 2 + (116 * (clamp(value, low, high) - low)) / (high - low || 1);
+  const box = (from, to, y, height) =>
+    svg("rect", { x: place(at(from)), width: place(at(to)) - place(at(from)), y, height });
+  const mark = svg("line", { class: "mark", y1: 0, y2: 16 });
+  bar.append(svg("line", { class: "base", x1: 2, x2: 118, y1: 8, y2: 8 }), box(0.05, 0.95, 5, 6), box(0.25, 0.75, 2, 12));
+  bar.append(svg("line", { class: "median", x1: place(at(0.5)), x2: place(at(0.5)), y1: 2, y2: 14 }), mark);
+  return (value) => {
+    mark.setAttribute("visibility", value === null ? "hidden" : "visible");
+    if (value !== null) setAttributes(mark, { x1: place(value), x2: place(value) });
   };
-  element.addEventListener("pointerdown", (event) => {
-    if (event.button !== 0) return;
-    element.setPointerCapture(event.pointerId); // a drag may leave the element
-    send(event, true);
-  });
-  element.addEventListener("pointermove", (event) => {
-    if (element.hasPointerCapture(event.pointerId)) send(event, false);
-  });
 }
 
-/** Call `move(dx, dy, event)` for the arrow keys, y upwards, and the other keys' own actions. */
-function onKeys(element, move, actions) {
-  const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowDown: [0, -1], ArrowUp: [0, 1] };
-  element.addEventListener("keydown", (event) => {
-    if (!(event.key in arrows || event.key in actions) || event.ctrlKey || event.altKey || event.metaKey) return;
-    event.preventDefault();
-    event.stopPropagation(); // a notebook moves between its cells by the same keys
-    if (event.key in arrows) move(...arrows[event.key], event);
-    else actions[event.key]();
-  });
-}
-
-/** Let the reader draw on a canvas, by pointer or keys; `changed(strokes)` hears of it. Returns what clears it. */
-function makeSketch(canvas, changed) {
-  const size = canvas.width;
-  const context = canvas.getContext("2d");
-  const pen = { at: [0.5, 0.5], down: false, shown: false };
-  let strokes = [];
-  const draw = () => {
-    context.clearRect(0, 0, size, size);
-    context.strokeStyle = "#111";
-    tracePath(context, strokes, ([x, y]) => [x * size, y * size], size / 14);
-    if (pen.shown) {
-      context.strokeStyle = pen.down ? "#d55e00" : "#0173b2";
-      tracePath(context, [[pen.at]], ([x, y]) => [x * size, y * size], size / 28);
-    }
-  };
-  const add = (point, isNew) => {
-    if (isNew || strokes.length === 0) strokes.push([]);
-    strokes.at(-1).push(point);
-    draw();
-    changed(strokes);
-  };
-  const clear = () => {
-    strokes = [];
-    pen.down = false;
-    draw();
-    changed(strokes);
-  };
-  onDrag(canvas, (x, y, isNew) => {
-    pen.shown = pen.down = false;
-    add([x, y], isNew);
-  });
-  const move = (dx, dy) => {
-    pen.shown = true;
-    pen.at = [pen.at[0] + 0.04 * dx, pen.at[1] - 0.04 * dy].map((value) => clamp(value, 0, 1));
-    if (pen.down) add(pen.at, false);
-    else draw();
-  };
-  const toggle = () => {
-    pen.shown = true;
-    pen.down = !pen.down;
-    if (pen.down) add(pen.at, true);
-    else draw();
-  };
-  onKeys(canvas, move, { " ": toggle, Delete: clear, Backspace: clear });
-  return clear;
-}
-
-const digit = (name, label) =>
+const canvas = (name, label) =>
   `<canvas class="digit ${name}" width="${SIDE}" height="${SIDE}" role="img" aria-label="${label}"></canvas>`;
 
+const thumbnail = (name) => `<button type="button" class="thumbnail ${name}">${canvas("", "")}<span></span></button>`;
+
+const plane = (side) => `<canvas width="${side}" height="${side}"></canvas>
+  <svg aria-hidden="true"></svg><svg class="moving" aria-hidden="true"></svg>`;
+
 /** The elements of a view; `id` makes its names its own. */
-const skeleton = (id, limit, nThumbnails) => `
-  <div class="left">
+const skeleton = (id, limit, nNearest, nReady) => `<div class="body">
+  <section class="line" aria-label="One image through the model">
+    <figure>${canvas("seen", "The image x")}
+      <figcaption><b>x</b> <span class="name wide-only"></span></figcaption></figure>
+    <span class="arrow">encoder</span>
+    <figure><div class="inset" role="img" aria-label="q(z|x), enlarged: its ellipse, its mean and z">${plane(240)}</div>
+      <figcaption><b>q(z|x)</b> <span class="times"></span><br><button type="button" class="noise">draw z</button></figcaption></figure>
+    <span class="arrow">decoder</span>
+    <figure class="output" tabindex="0" aria-label="Pixel probabilities; with the focus here, what each pixel costs">
+      <div class="stack">${canvas("large", "Decoded digit")}<canvas class="digit heat" width="${SIDE}" height="${SIDE}"
+        aria-hidden="true"></canvas></div>
+      <figcaption><b>π</b> <span class="wide-only">probabilities; point here: the cost of each pixel</span></figcaption></figure>
+    <span class="arrow">draw</span>
+    <figure>${canvas("sample", "A sample of the pixels")}
+      <figcaption><b>sample</b><br><button type="button" class="again">draw pixels</button></figcaption></figure>
+  </section>
+  <section class="left" aria-label="Plane">
     ${["z1", "z2"].map((name) => `<label class="slider">${name.replace("1", "₁").replace("2", "₂")}
-      <input type="range" name="${name}" min="${-limit}" max="${limit}" step="${STEP}"><output></output>
+      <input type="range" name="${name}" min="${-limit}" max="${limit}" step="${STEP}"><span></span>
     </label>`).join("")}
-    <div class="pad" tabindex="0" role="application" aria-roledescription="plane with a movable point"
-        aria-label="Latent plane, z1 to the right, z2 up" aria-describedby="${id}-plane">
-      <canvas width="960" height="960"></canvas>
-      <svg aria-hidden="true"></svg>
-      <svg class="moving" aria-hidden="true"></svg>
+    <div class="frame">
+      <div class="pad" tabindex="0" role="application" aria-roledescription="plane with a movable point"
+          aria-label="Latent plane, z1 to the right, z2 up" aria-describedby="${id}-plane">${plane(960)}</div>
+      <div class="zoom">
+        <button type="button" class="enlarge" aria-label="enlarge the plane">+</button>
+        <button type="button" class="reduce" aria-label="reduce the plane">−</button>
+        <button type="button" class="screen">full screen</button>
+      </div>
     </div>
+    <div class="walks" role="group" aria-label="Walks"></div>
+    <p class="where"></p>
     <p class="hint" id="${id}-plane">
-      Drag, click, or focus the plane and press the arrow keys (Shift: larger steps, Home: back to 0).
-      Each dot is the mean of q(z|x) for one test image; the dashed circles hold 50, 95 and 99.9 % of the prior.
+      Drag the point, or press the arrow keys on the plane (Shift: larger steps, Home: back to 0, + and −: enlarge; so
+      does the wheel). Click a dot, the mean of q(z|x) of a test image, to send that image through the model. The dashed
+      circles hold 50, 95 and 99.9 % of the prior. A number stands where its class is purest.
     </p>
-  </div>
-  <div class="right">
-    <section class="decoded" aria-label="Decoded digit">
-      ${digit("large", "Decoded digit")}
-      <div>
-        <output class="where"></output>
-        <fieldset>
-          <legend>Show</legend>
-          <label><input type="radio" name="${id}-show" value="probabilities" checked>pixel probabilities</label>
-          <label><input type="radio" name="${id}-show" value="sample">Bernoulli sample</label>
-          <button type="button" class="again">draw again</button>
-        </fieldset>
-      </div>
-    </section>
+  </section>
+  <section class="right" aria-label="The loss and the images">
+    <table><caption>What x costs, in nats</caption>
+      <thead><tr><td></td><th scope="col">nats</th><th scope="col">the test images</th><th scope="col">cost less</th></tr></thead>
+      <tbody>${Object.entries(TERMS).map(([name, text]) => `<tr class="${name}"><th scope="row">${text}</th><td></td><td>
+        <svg class="bar" viewBox="0 0 120 16" preserveAspectRatio="none" aria-hidden="true"></svg></td><td></td></tr>`).join("")}</tbody>
+    </table>
+    <p class="numbers"></p>
     <section aria-label="Nearest test images">
-      <h2>Nearest test images, with their labels</h2>
-      <div class="strip">
-        ${`<figure>${digit("near", "")}<figcaption></figcaption></figure>`.repeat(nThumbnails)}
+      <h2>Nearest test images</h2><div class="strip">${thumbnail("near").repeat(nNearest)}</div>
+    </section>
+    <section aria-label="Choose x">
+      <h2>Choose x: the first test image of each digit, or your own</h2>
+      <div class="strip">${thumbnail("ready").repeat(nReady)}</div>
+      <div class="own">
+        <canvas class="sketch" width="280" height="280" tabindex="0" role="application"
+          aria-roledescription="drawing area" aria-label="Draw a digit" aria-describedby="${id}-sketch"></canvas>
+        <div><p class="hint" id="${id}-sketch">
+          Draw a digit here. As MNIST's digits were, it is scaled to 20 × 20 pixels and centred by its centre of mass in
+          28 × 28; its lines become ${PEN} pixels thick. By keyboard: the arrow keys move the pen, Space lowers or
+          lifts it, Delete clears.</p><button type="button" class="clear">clear</button></div>
       </div>
     </section>
-    <section aria-label="Draw your own">
-      <h2>Draw your own</h2>
-      <div class="strip wide">
-        <figure class="drawn">
-          <canvas class="sketch" width="280" height="280" tabindex="0" role="application"
-            aria-roledescription="drawing area" aria-label="Draw a digit" aria-describedby="${id}-sketch"></canvas>
-          <figcaption><button type="button" class="clear">clear</button></figcaption>
-        </figure>
-        <figure>${digit("seen", "The drawing as the encoder sees it")}<figcaption>as encoded</figcaption></figure>
-        <figure>${digit("rebuilt", "Its reconstruction")}<figcaption>reconstruction</figcaption></figure>
-      </div>
-      <output class="posterior-text"></output>
-      <p class="hint" id="${id}-sketch">
-        As MNIST's digits were, the drawing is scaled to 20 × 20 pixels and centred by its centre of mass in 28 × 28;
-        its lines become ${PEN} pixels thick. The ellipse on the plane is q(z|x) at ${N_STD} standard deviations.
-        By keyboard: the arrow keys move the pen, Space lowers or lifts it, Delete clears.
-      </p>
-    </section>
-  </div>
-  <p class="spoken" aria-live="polite"></p>`;
+  </section>
+  <p class="spoken" aria-live="polite"></p>
+</div>`;
 
 /** What the front end works with, unpacked from the model's traits. */
 async function unpack(model) {
@@ -443,108 +151,232 @@ async function unpack(model) {
     ...["images", "labels", "mu"].map((name) => inflate(model.get(name))),
   ]);
   const image = (i) => Float32Array.from(images.subarray(i * N_PIXELS, (i + 1) * N_PIXELS), (value) => value / 255);
-  return { networks, image, labels: [...labels], mu: new Float32Array(mu.buffer), limit: model.get("limit") };
+  return { networks, image, labels: [...labels], mu: new Float32Array(mu.buffer) };
 }
-
-let nViews = 0;
 
 /** Draw the explorer into `el` and keep it in step with the model. */
 async function render({ model, el }) {
-  const { networks, image, labels, mu, limit } = await unpack(model);
+  const { networks, image, labels, mu } = await unpack(model);
+  const [limit, hearts, quantiles] = ["limit", "hearts", "quantiles"].map((name) => model.get(name));
+  const firsts = [...new Set(labels)].toSorted().map((label) => labels.indexOf(label));
   const root = document.createElement("div");
   root.className = "tme-explorer";
-  root.innerHTML = skeleton(`tme-explorer-${++nViews}`, limit, Math.min(N_NEAREST, labels.length));
+  root.dataset.lmSuppressShortcuts = "true"; // Jupyter's keys (`d d` deletes a cell) stop here
+  const id = `tme-${Math.random().toString(36).slice(2)}`; // each view in a notebook may have a module of its own
+  root.innerHTML = skeleton(id, limit, Math.min(N_NEAREST, labels.length), firsts.length);
   const find = (selector) => root.querySelector(selector);
+  const findAll = (selector) => [...root.querySelectorAll(selector)];
   const pad = find(".pad");
-  const { ellipse, point } = drawPlane(find(".pad canvas"), ...root.querySelectorAll(".pad svg"), mu, labels, limit);
-  const thumbnails = [...root.querySelectorAll(".near")];
-  const sliders = model.get("own_sliders") ? [...root.querySelectorAll(".slider input")] : [];
-  if (sliders.length === 0) root.querySelectorAll(".slider").forEach((slider) => slider.remove());
+  const data = { mu, labels, hearts, limit };
+  const map = new Plane(pad, data);
+  const inset = new Plane(find(".inset"), data, { isInset: true });
+  const bars = Object.keys(TERMS).map((name) => drawBar(find(`.${name} svg`), quantiles[name]));
+  const cells = Object.keys(TERMS).map((name) => findAll(`.${name} > td`));
+  const sliders = model.get("own_sliders") ? findAll(".slider input") : [];
+  if (sliders.length === 0) findAll(".slider").forEach((slider) => slider.remove());
 
-  let uniforms = null; // one number per pixel: a sample shows ink where the probability exceeds it
-  let shown = []; // indices of the test images on the thumbnails
-  let isMoving = false;
-  let speech = 0;
+  let chosen = null; // the image x, its q(z|x) and the KL of each coordinate
+  let uniforms = null; // one number for each pixel: the sample has ink where π exceeds it
+  let near = []; // indices of the test images on the thumbnails
+  let [isMoving, isDrawn, isStale] = [false, false, false];
+  let [speech, walk] = [0, 0];
 
+  /** The point moves; both coordinates change before anything is drawn. */
   function move(to) {
-    isMoving = true; // both coordinates change before anything is drawn
+    isMoving = true;
     for (const [name, value] of Object.entries(to)) model.set(name, clamp(value, -limit, limit));
     isMoving = false;
     model.save_changes();
     update();
   }
 
+  /** Draw at once, but no more than once a frame. */
   function update() {
     if (isMoving) return;
-    const [z1, z2] = [model.get("z1"), model.get("z2")];
-    const probabilities = decode(networks, z1, z2);
-    paint(find(".large"), uniforms ? probabilities.map((p, i) => Number(p > uniforms[i])) : probabilities);
-    point.setAttribute("transform", `translate(${z1} ${-z2})`);
-    const neighbours = nearest(mu, z1, z2);
-    thumbnails.forEach((canvas, k) => {
-      if (neighbours[k] === shown[k]) return;
-      const label = labels[neighbours[k]];
-      paint(canvas, image(neighbours[k]));
-      canvas.nextElementSibling.textContent = label;
-      canvas.setAttribute("aria-label", `test image of a ${label}`);
+    isStale = isDrawn;
+    if (isDrawn) return;
+    draw();
+    isDrawn = true;
+    requestAnimationFrame(() => {
+      isDrawn = false;
+      if (isStale) update();
     });
-    shown = neighbours;
-    const mass = 100 * (1 - Math.exp(-(z1 * z1 + z2 * z2) / 2));
-    find(".where").textContent = `z = (${signed(z1)}, ${signed(z2)})\n${mass.toFixed(1)} % of the prior is nearer to 0`;
+  }
+
+  function draw() {
+    const z = [model.get("z1"), model.get("z2")];
+    const logits = decode(networks, ...z);
+    const probabilities = sigmoid(logits);
+    paint(find(".large"), probabilities);
+    paint(find(".sample"), probabilities.map((p, i) => Number(p > uniforms[i])));
+    map.markPoint(...z);
+    inset.markPoint(...z);
+    showNearest(z);
     for (const slider of sliders) {
       slider.value = model.get(slider.name);
       slider.nextElementSibling.textContent = signed(model.get(slider.name));
     }
+    const mass = 100 * (1 - Math.exp(-(z[0] ** 2 + z[1] ** 2) / 2));
+    const closer = mass < 0.5 ? "Hardly any draw" : `About ${mass.toFixed(0)} % of the draws`;
+    find(".where").textContent = `z = ${pair(z)}. ${closer} of the prior lie closer to the centre.`;
+    const costs = showLoss(z, logits);
     clearTimeout(speech); // a screen reader hears where a move ends, not every step
     speech = setTimeout(() => {
-      const near = neighbours.map((i) => labels[i]).join(", ");
-      find(".spoken").textContent = `z1 ${z1.toFixed(2)}, z2 ${z2.toFixed(2)}; nearest test images: ${near}`;
+      const classes = near.map((i) => labels[i]).join(", ");
+      const where = `z1 ${z[0].toFixed(2)}, z2 ${z[1].toFixed(2)}; recon ${costs.toFixed(1)} nats`;
+      find(".spoken").textContent = `${where}; nearest test images: ${classes}`;
     }, 400);
   }
 
-  function encodeDrawing(strokes) {
-    const x = likeMnist(strokes);
+  function showNearest(z) {
+    const before = near;
+    near = nearest(mu, ...z, N_NEAREST);
+    findAll(".near").forEach((button, k) => near[k] === before[k] || showThumbnail(button, near[k]));
+  }
+
+  function showThumbnail(button, i) {
+    paint(button.firstElementChild, image(i));
+    button.lastElementChild.textContent = labels[i];
+    button.setAttribute("aria-label", `test image of ${withArticle(labels[i])}: send it through the model`);
+  }
+
+  /** The terms of the loss of x at this z; returns recon. */
+  function showLoss(z, logits) {
+    const { x, q, kl } = chosen;
+    const costs = pixelCosts(logits, x);
+    const recon = total(costs);
+    paintHeat(find(".heat"), costs);
+    const eps = z.map((value, j) => (value - q.mu[j]) / q.std[j]);
+    const distance = Math.hypot(...eps);
+    const isDraw = distance <= FAR;
+    [...kl, recon, isDraw ? total(kl) + recon : null].forEach((value, row) => {
+      bars[row](value);
+      const share = value === null ? 0 : shareBelow(Object.values(quantiles)[row], value);
+      cells[row][0].textContent = value === null ? "–" : signed(value);
+      cells[row][2].textContent = value === null ? "" : `${Math.round(100 * share)} %`;
+    });
+    const noise = isDraw ? `ε = ${pair(eps)}` : `this z is ${distance.toFixed(0)} σ away from μ: q(z|x) draws no such z`;
+    find(".numbers").textContent = `μ = ${pair(q.mu)}, σ = ${pair(q.std, 3)}\nz = μ + σ ⊙ ε = ${pair(z)}, ${noise}`;
+    return recon;
+  }
+
+  /** Take an image as x, and a z from its q(z|x) unless the point is to stay; `eps` is new if none is given. */
+  function choose(x, name, { stay = false, eps = [normal(), normal()] } = {}) {
+    const q = encode(networks, x);
+    chosen = { x, q, kl: klPerDim(q), eps };
     paint(find(".seen"), x);
-    const isEmpty = strokes.length === 0;
-    ellipse.setAttribute("visibility", isEmpty ? "hidden" : "visible");
-    find(".posterior-text").textContent = "";
-    paint(find(".rebuilt"), isEmpty ? x : reconstruct(x));
+    find(".name").textContent = name;
+    find(".seen").setAttribute("aria-label", `The image x: ${name}`);
+    const half = 2 * N_STD * Math.max(...q.std);
+    find(".times").textContent = `× ${Math.round(limit / half)}`;
+    for (const one of [map, inset]) one.markPosterior(q);
+    inset.show(...q.mu, half);
+    map.frame(inset.view);
+    if (stay) update();
+    else drawNoise(eps);
   }
 
-  function reconstruct(x) {
-    const { mu: mean, std } = encode(networks, x);
-    setAttributes(ellipse, { cx: mean[0], cy: -mean[1], rx: N_STD * std[0], ry: N_STD * std[1] });
-    const [means, stds] = [mean, std].map((pair) => pair.map(signed).join(", "));
-    find(".posterior-text").textContent = `q(z|x): mean (${means}), standard deviations (${stds})`;
-    move({ z1: mean[0], z2: mean[1] });
-    return decode(networks, ...mean);
+  const chooseTestImage = (i, options) => choose(image(i), `test image of ${withArticle(labels[i])}`, options);
+
+  function drawNoise(eps = [normal(), normal()]) {
+    stop();
+    chosen.eps = eps;
+    const [z1, z2] = chosen.q.mu.map((mean, j) => mean + chosen.q.std[j] * eps[j]);
+    move({ z1, z2 });
   }
 
-  function sample() {
-    uniforms = find("[value=sample]").checked ? Float32Array.from({ length: N_PIXELS }, Math.random) : null;
-    find(".again").disabled = uniforms === null;
+  function drawPixels() {
+    uniforms = Float32Array.from({ length: N_PIXELS }, Math.random);
     update();
   }
 
-  onDrag(pad, (x, y) => move({ z1: toStep((2 * x - 1) * limit), z2: toStep((1 - 2 * y) * limit) }));
-  const step = (dx, dy, { shiftKey }) => {
-    const size = shiftKey ? 0.5 : 0.1;
-    move({ z1: toStep(model.get("z1") + size * dx), z2: toStep(model.get("z2") + size * dy) });
-  };
-  onKeys(pad, step, { Home: () => move({ z1: 0, z2: 0 }) });
-  for (const slider of sliders) {
-    slider.addEventListener("input", () => move({ [slider.name]: slider.valueAsNumber }));
+  function encodeDrawing(strokes, isNew) {
+    if (strokes.length > 0) choose(likeMnist(strokes), "your drawing", isNew ? {} : { eps: chosen.eps });
   }
-  root.querySelectorAll("[type=radio]").forEach((input) => input.addEventListener("change", sample));
-  find(".again").addEventListener("click", sample);
-  const clear = makeSketch(find(".sketch"), encodeDrawing);
-  find(".clear").addEventListener("click", clear);
+
+  function stop() {
+    cancelAnimationFrame(walk);
+    findAll(".walks [aria-pressed=true]").forEach((button) => button.setAttribute("aria-pressed", "false"));
+  }
+
+  /** Walk along a path of points, evenly in time; another press, or a hand on the plane, ends it. */
+  function play(button, path) {
+    const isPlaying = button.getAttribute("aria-pressed") === "true";
+    stop();
+    if (isPlaying) return;
+    button.setAttribute("aria-pressed", "true");
+    let start = null;
+    const frame = (now) => {
+      start ??= now;
+      const t = Math.min((now - start) / PLAY, 1) * (path.length - 1);
+      const k = Math.min(Math.floor(t), path.length - 2);
+      const [z1, z2] = [0, 1].map((j) => path[k][j] + (t - k) * (path[k + 1][j] - path[k][j]));
+      move({ z1, z2 });
+      if (now - start < PLAY) walk = requestAnimationFrame(frame);
+      else stop();
+    };
+    walk = requestAnimationFrame(frame);
+  }
+
+  const toStep = (value) => (map.view.half < limit ? value : Math.round(value / STEP) * STEP);
+  const to = (x, y) => map.toPlane(x, y).map(toStep);
+  const goTo = ([z1, z2]) => {
+    stop();
+    move({ z1, z2 });
+  };
+  const pick = (x, y) => {
+    const at = map.toPlane(x, y);
+    const [i] = nearest(mu, ...at, 1);
+    const away = Math.hypot(mu[2 * i] - at[0], mu[2 * i + 1] - at[1]);
+    if (away < 0.02 * map.view.half) chooseTestImage(i);
+  };
+  onDrag(pad, (x, y) => goTo(to(x, y)), pick);
+  const step = (dx, dy, { shiftKey }) => {
+    const size = ((shiftKey ? 0.5 : 0.1) * map.view.half) / limit;
+    goTo([toStep(model.get("z1") + size * dx), toStep(model.get("z2") + size * dy)]);
+  };
+  const zoom = (factor) => () => map.zoom(factor);
+  onKeys(pad, step, { Home: () => goTo([0, 0]), "+": zoom(2), "=": zoom(2), "-": zoom(0.5) });
+  const onWheel = (event) => {
+    if (!event.ctrlKey && document.activeElement !== pad) return; // the page scrolls past a plane without the focus
+    event.preventDefault();
+    map.zoom(Math.exp(-event.deltaY / 300));
+  };
+  pad.addEventListener("wheel", onWheel, { passive: false });
+  for (const slider of sliders) {
+    slider.addEventListener("input", () => {
+      stop();
+      move({ [slider.name]: slider.valueAsNumber });
+    });
+  }
+  const onClick = (selector, action) => find(selector).addEventListener("click", action);
+  onClick(".enlarge", zoom(2));
+  onClick(".reduce", zoom(0.5));
+  onClick(".noise", () => drawNoise());
+  onClick(".again", drawPixels);
+  if (document.fullscreenEnabled) {
+    onClick(".screen", () => (document.fullscreenElement ? document.exitFullscreen() : root.requestFullscreen()));
+  } else find(".screen").remove();
+  onClick(".clear", makeSketch(find(".sketch"), encodeDrawing));
+  findAll(".near").forEach((button, k) => button.addEventListener("click", () => chooseTestImage(near[k])));
+  findAll(".ready").forEach((button, k) => {
+    showThumbnail(button, firsts[k]);
+    button.addEventListener("click", () => chooseTestImage(firsts[k]));
+  });
+  for (const [name, path] of Object.entries(model.get("walks"))) {
+    const button = document.createElement("button");
+    Object.assign(button, { type: "button", textContent: `▶ ${name}` });
+    button.setAttribute("aria-pressed", "false");
+    button.addEventListener("click", () => play(button, path));
+    find(".walks").append(button);
+  }
   model.on("change:z1", update);
   model.on("change:z2", update);
-  clear();
-  sample();
-  el.append(root);
+  uniforms = Float32Array.from({ length: N_PIXELS }, Math.random);
+  chooseTestImage(nearest(mu, model.get("z1"), model.get("z2"), 1)[0], { stay: true });
+  el.replaceChildren(...el.querySelectorAll("h1"), root); // the page's sentence and poster have done their work
   return () => {
+    stop();
     clearTimeout(speech);
     model.off("change:z1", update);
     model.off("change:z2", update);
