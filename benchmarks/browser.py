@@ -107,17 +107,17 @@ def _wait_for(address: str, server: subprocess.Popen, seconds: float = 120) -> N
     raise TimeoutError(f"no answer from {address}")
 
 
-def run_all(page: Page, address: str, notebook: str) -> Locator:
-    """Open a notebook, run all its cells, and return the explorer that it shows.
+def run_all(page: Page, address: str, notebook: str, where: str = "lab/tree") -> Locator:
+    """Open a notebook, run all its cells, and return the first explorer that it shows.
 
     Raises:
         RuntimeError: if a cell raises an error.
     """
-    page.goto(f"{address}/lab/tree/{notebook}?reset")
+    page.goto(f"{address}/{where}/{notebook}?reset")
     page.get_by_text("| Idle").wait_for(timeout=120_000)  # before its kernel is there, a notebook runs nothing
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
-    explorer = page.locator(".tme-explorer")
+    explorer = page.locator(".tme-explorer").first
     explorer.wait_for(timeout=300_000)  # a whole notebook may stand above it
     explorer.scroll_into_view_if_needed()
     return explorer

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.browser import PIXELS, jupyter_lab, run_all
+from benchmarks.browser import PIXELS, jupyter_lab, run_all, write_notebook
 from benchmarks.explorer import MODELS, differences
 from conftest import opened
 from tme_utils import paths
@@ -117,11 +117,11 @@ def point(page, value="valueAsNumber"):
 
 
 def to_plane(page, u, v):
-    """A place in the plane's drawing, 480 units wide, as (z1, z2); of the whole plane."""
-    limit = (
-        float(page.locator("input[name=z1]").get_attribute("max")) if page.locator("input[name=z1]").count() else 5.1
-    )
-    return (float(u) / 240 - 1) * limit, (1 - float(v) / 240) * limit
+    """A place in the plane's drawing as (z1, z2), read off the circle that holds half of the prior."""
+    circle = page.locator(".pad circle.prior").first
+    u0, v0, r = (float(circle.get_attribute(name)) for name in ("cx", "cy", "r"))
+    unit = r / math.sqrt(2 * math.log(2))
+    return (float(u) - u0) / unit, (v0 - float(v)) / unit
 
 
 def marker(page):
@@ -193,8 +193,7 @@ def test_no_name_covers_another_however_the_codes_lie(browser, vaes, mnist_test,
 def test_the_posteriors_ellipse_can_be_seen_and_the_plane_enlarged(page, vaes, mnist_test):
     page.locator(".ready").nth(4).click()
     i = mnist_test.y.tolist().index(4)
-    mu, logvar = (value[0] for value in vaes["mlp"].encode(mnist_test.x[i : i + 1]))
-    std = (0.5 * logvar).exp()
+    std = (0.5 * vaes["mlp"].encode(mnist_test.x[i : i + 1])[1][0]).exp()
 
     def box(where):
         return settled(page).locator(f"{where} .posterior").bounding_box()
@@ -250,7 +249,8 @@ def test_a_second_finger_changes_nothing(page):
             """(element, share) => {
               const box = element.getBoundingClientRect();
               const place = { clientX: box.x + share * box.width, clientY: box.y + share * box.height };
-              return element.dispatchEvent(new PointerEvent("pointerdown", { ...place, pointerId: 9, isPrimary: false }));
+              const finger = { ...place, pointerId: 9, isPrimary: false };
+              return element.dispatchEvent(new PointerEvent("pointerdown", finger));
             }""",
             extra,
         )
@@ -349,7 +349,7 @@ def test_the_loss_of_a_chosen_image_is_torchs_and_noise_is_drawn_anew(page, vaes
     x = mnist_test.x[[y.tolist().index(5)]]
     page.locator(".ready").nth(5).click()
     assert torch.equal(grey(page, "seen"), (255 - (255 * x).round()).flatten())
-    assert "a 5" in page.locator(".name").text_content()
+    assert "a 5" in page.locator("figcaption .name").text_content()
     mu, logvar = model.encode(x)
     draws, recons = [], []
     for _ in range(30):
@@ -381,7 +381,7 @@ def test_a_point_that_the_posterior_does_not_draw_has_no_elbo(page, vaes, mnist_
     assert after[3] is None
     assert "draws no such z" in page.locator(".numbers").text_content()
     x = mnist_test.x[[mnist_test.y.tolist().index(0)]]
-    expected = -vaes["mlp"].log_likelihood(x, torch.tensor([point(page)]))
+    expected = -vaes["mlp"].log_likelihood(x, torch.tensor([point(page)], dtype=torch.float32))
     assert after[2] == pytest.approx(float(expected), rel=2e-3)
     assert after[:2] == before[:2]
 
@@ -456,7 +456,7 @@ def test_a_drawing_becomes_an_image_like_mnists(page, mnist_test):
     page.get_by_role("button", name="clear").click()
     mouse_path(page, ".sketch", (0.5, 0.5))  # a click leaves a dot
     assert extent(as_encoded(page)) in ([3, 3], [4, 4])
-    assert page.locator(".name").text_content() == "your drawing"
+    assert page.locator("figcaption .name").text_content() == "your drawing"
 
 
 def test_the_encoder_places_the_drawing_on_the_plane(page, vaes):
@@ -548,3 +548,36 @@ def test_notebook_05_runs_in_jupyterlab_and_both_its_explorers_are_alive(browser
         page.wait_for_function("([image, before]) => image.src !== before", arg=[picture.element_handle(), drawn])
         explorer.scroll_into_view_if_needed()
         assert_in_step()
+
+
+TWO = """
+import torch
+from tme_utils.explorer import LatentExplorer
+from tme_utils.vae import mlp_vae
+explorers = [LatentExplorer(mlp_vae(2, [8]), torch.rand(20, 1, 28, 28), torch.arange(20) % 10) for _ in range(2)]
+"""
+
+
+@pytest.mark.parametrize("where", ["lab/tree", "notebooks"])
+def test_two_explorers_in_jupyterlab_and_notebook_7_are_apart_and_keep_their_keys(where, browser, tmp_path):
+    write_notebook(tmp_path / "two.ipynb", TWO, "explorers[0]", "explorers[1]")
+    with jupyter_lab(tmp_path) as address, opened(browser) as page:
+        run_all(page, address, "two.ipynb", where)
+        page.locator(".tme-explorer").nth(1).wait_for()
+        page.locator(".tme-explorer").nth(1).scroll_into_view_if_needed()
+        ids = page.locator(".tme-explorer [id]").evaluate_all("all => all.map(e => e.id)")
+        assert len(ids) == len(set(ids)) == 4
+        n_cells = page.locator(".jp-Cell").count()
+        for explorer in page.locator(".tme-explorer").all():
+            pad = explorer.locator(".pad")
+            before = pad.locator(".point").get_attribute("transform")
+            for key in ("ArrowRight", "ArrowUp", "ArrowUp"):
+                pad.press(key)
+            settled(page)
+            assert pad.locator(".point").get_attribute("transform") != before
+            assert explorer.locator(".where").text_content().startswith("z = (0.10, 0.20)")
+            for element in (pad, explorer.locator(".noise"), explorer.locator(".sketch")):
+                element.focus()
+                page.keyboard.type("ddaa")
+                assert page.evaluate("document.activeElement.closest('.tme-explorer') !== null")
+        assert page.locator(".jp-Cell").count() == n_cells

@@ -50,9 +50,10 @@ def front_end(shown):
 
 
 def integers(packed):
-    """The 16-bit integers of packed weights, in order."""
-    low, high = np.frombuffer(packed, np.uint8).reshape(2, -1).astype(np.int32)
-    return (high << 8 | low).astype(np.uint16).view(np.int16).astype(float)
+    """The integers of packed weights, in order."""
+    low, middle, high = np.frombuffer(packed, np.uint8).reshape(3, -1).astype(int)
+    bits = low + 256 * middle + 256**2 * high
+    return np.where(bits % 2, -(bits + 1) // 2, bits // 2)
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "nested"])
@@ -66,12 +67,18 @@ def test_layers_travel_in_order_and_weights_within_half_a_step_of_their_rows_sca
     assert [layer["type"] for layer in layers] == [type(layer).__name__ for layer in own]
     options = [(layer["stride"], layer["padding"]) for layer in layers if "Conv" in layer["type"]]
     assert options == ([(2, 1)] * 4 if name == "conv" else [])
-    tensors = [layer[kind] for layer in layers for kind in ("weight", "bias") if kind in layer]
-    for tensor, parameter in zip(tensors, model.parameters(), strict=True):
+    tensors = [
+        (layer[kind], explorer.LARGEST[name])
+        for name in networks
+        for layer in networks[name]
+        for kind in ("weight", "bias")
+        if kind in layer
+    ]
+    for (tensor, largest), parameter in zip(tensors, model.parameters(), strict=True):
         assert tensor["shape"] == list(parameter.shape)
         expected, scales = parameter.detach().numpy(), np.array(tensor["scales"])[:, None]
         rows = expected.reshape(1 if expected.ndim == 1 else len(expected), -1)
-        assert np.abs(rows).max(axis=1) == pytest.approx(explorer.MAX_INTEGER * scales[:, 0], rel=1e-4, abs=1e-20)
+        assert np.abs(rows).max(axis=1) == pytest.approx(largest * scales[:, 0], rel=1e-4, abs=1e-20)
         error = np.abs(values[at : at + expected.size].reshape(rows.shape) * scales - rows)
         assert (error <= 0.5001 * scales).all()
         at += expected.size

@@ -10,19 +10,19 @@ export async function inflate(view) {
 }
 
 /**
- * Read the tensors of all layers, in order: 16-bit integers, all their low bytes before all their high ones. A tensor
- * has one scale for each of its rows, that is for each value of its first index, or one for all.
+ * Read the tensors of all layers, in order: integers with their sign in the lowest bit, in three bytes, all the low
+ * ones first. A tensor has one scale for each of its rows, that is for each value of its first index, or one for all.
  */
 export async function loadNetworks(networks, weights) {
   const bytes = await inflate(weights);
-  const n = bytes.length / 2;
+  const n = bytes.length / 3;
   let at = 0;
   const read = ({ shape, scales }) => {
     const values = new Float32Array(shape.reduce((product, size) => product * size, 1));
     const perScale = values.length / scales.length;
     for (let i = 0; i < values.length; i++, at++) {
-      const integer = ((bytes[n + at] << 24) | (bytes[at] << 16)) >> 16; // the shift back keeps the sign
-      values[i] = integer * scales[Math.floor(i / perScale)];
+      const bits = bytes[at] | (bytes[n + at] << 8) | (bytes[2 * n + at] << 16);
+      values[i] = ((bits >> 1) ^ -(bits & 1)) * scales[Math.floor(i / perScale)];
     }
     return { shape, values };
   };
