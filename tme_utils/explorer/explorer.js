@@ -161,7 +161,6 @@ async function render({ model, el }) {
   const firsts = [...new Set(labels)].toSorted().map((label) => labels.indexOf(label));
   const root = document.createElement("div");
   root.className = "tme-explorer";
-  root.dataset.lmSuppressShortcuts = "true"; // Jupyter's keys (`d d` deletes a cell) stop here
   const id = `tme-${Math.random().toString(36).slice(2)}`; // each view in a notebook may have a module of its own
   root.innerHTML = skeleton(id, limit, Math.min(N_NEAREST, labels.length), firsts.length);
   const find = (selector) => root.querySelector(selector);
@@ -217,8 +216,8 @@ async function render({ model, el }) {
       slider.nextElementSibling.textContent = signed(model.get(slider.name));
     }
     const mass = 100 * (1 - Math.exp(-(z[0] ** 2 + z[1] ** 2) / 2));
-    const closer = mass < 0.5 ? "Hardly any draw" : `About ${mass.toFixed(0)} % of the draws`;
-    find(".where").textContent = `z = ${pair(z)}. ${closer} of the prior lie closer to the centre.`;
+    const closer = mass < 0.5 ? "Hardly any" : `About ${mass.toFixed(0)} %`;
+    find(".where").textContent = `z = ${pair(z)}. ${closer} of the prior's draws lie closer to the centre.`;
     const costs = showLoss(z, logits);
     clearTimeout(speech); // a screen reader hears where a move ends, not every step
     speech = setTimeout(() => {
@@ -370,6 +369,8 @@ async function render({ model, el }) {
     button.addEventListener("click", () => play(button, path));
     find(".walks").append(button);
   }
+  // With the focus on any of these, Jupyter's own keys would act: `d d` deletes a cell.
+  for (const element of findAll("button, input, [tabindex]")) element.dataset.lmSuppressShortcuts = "";
   model.on("change:z1", update);
   model.on("change:z2", update);
   uniforms = Float32Array.from({ length: N_PIXELS }, Math.random);
