@@ -14,14 +14,14 @@ from playwright.sync_api import Page
 from benchmarks.browser import open_browser
 from tme_utils import paths
 
-WIDTH, HEIGHT = 1000, 720  # of the window, in pixels
+WIDTH, HEIGHT = 1280, 820  # of the window, in pixels
 N_STEPS = 40  # around the plane
 STROKE = [(0.3, 0.25), (0.5, 0.15), (0.7, 0.3), (0.6, 0.5), (0.3, 0.85), (0.75, 0.85)]  # a 2, in shares of the canvas
 
 
 def shoot(page: Page) -> Image.Image:
     image = Image.open(io.BytesIO(page.screenshot()))
-    return image.convert("RGB").resize((WIDTH * 3 // 4, HEIGHT * 3 // 4), Image.Resampling.LANCZOS)
+    return image.convert("RGB").resize((WIDTH * 5 // 8, HEIGHT * 5 // 8), Image.Resampling.LANCZOS)
 
 
 def walk(page: Page) -> list[Image.Image]:
