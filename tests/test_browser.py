@@ -491,16 +491,68 @@ def test_a_digit_is_drawn_and_cleared_by_the_keyboard_alone(page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_is_legible_in_both_themes_and_nothing_is_wider_than_a_telephone(scheme, browser, files):
+def test_text_is_legible_in_both_themes_and_grows_with_the_screen(scheme, browser, files):
     with page_of(files["mlp"], browser, color_scheme=scheme) as page:
-        page.set_viewport_size({"width": 360, "height": 740})
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.set_viewport_size({"width": 1920, "height": 1080})
         styles = "([selector, name]) => getComputedStyle(document.querySelector(selector))[name]"
+        assert float(page.evaluate(styles, (".tme-explorer .body", "fontSize")).removesuffix("px")) >= 18
+        plane = page.locator(".pad").bounding_box()
+        assert plane["height"] > 700
+        assert plane["y"] + plane["height"] < 1080
         parts = [("body", "backgroundColor"), (".hint", "color"), (".pad text.note", "fill")]
         colours = [re.findall(r"[\d.]+", page.evaluate(styles, part))[:3] for part in parts]
     paper, *inks = (sum(map(float, colour)) / (3 * 255) for colour in colours)
     assert (paper > 0.9) == (scheme == "light")
     assert all(abs(ink - paper) > 0.6 for ink in inks)
+
+
+@pytest.mark.parametrize("width", [320, 360, 700, 900, 1100])
+def test_nothing_is_cut_and_the_digit_stays_in_sight_of_the_plane(width, browser, files):
+    with page_of(files["mlp"], browser) as page:
+        page.set_viewport_size({"width": width, "height": 740})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        parts = page.locator(".tme-explorer :is(button, canvas, td, th, p:not(.spoken), span, h2)").evaluate_all(BOXES)
+        assert all(left >= 0 and right <= width for left, _, right, _ in parts)
+        digit, plane = (page.locator(f".tme-explorer .{name}").bounding_box() for name in ("large", "pad"))
+        assert min(digit["y"], plane["y"]) >= 0
+        assert max(box["y"] + box["height"] for box in (digit, plane)) <= 740
+
+
+def test_many_moves_in_one_frame_are_drawn_at_once_and_then_once_more(page, vaes):
+    drawn = settled(page).evaluate(
+        """async () => {
+          let drawn = 0;
+          const digit = document.querySelector(".large").getContext("2d");
+          const put = digit.putImageData.bind(digit);
+          digit.putImageData = (...all) => { drawn += 1; put(...all); };
+          const slider = document.querySelector("input[name=z1]");
+          for (let i = 1; i <= 20; i++) {
+            slider.value = i / 10;
+            slider.dispatchEvent(new Event("input"));
+            if (i === 1 && drawn !== 1) return "the first waits";
+          }
+          await new Promise((next) => requestAnimationFrame(() => requestAnimationFrame(next)));
+          return drawn;
+        }"""
+    )
+    assert drawn == 2
+    assert_shows(page, vaes["mlp"], (2, 0))
+
+
+def test_without_javascript_or_in_an_old_browser_a_sentence_and_the_poster_stand_there(
+    browser, vaes, mnist_test, tmp_path
+):
+    poster = (paths.ROOT / "figures" / "05_explorer.png").read_bytes()
+    shown = LatentExplorer(vaes["mlp"], mnist_test.x[:20], mnist_test.y[:20], poster=poster)
+    file = shown.to_html(tmp_path / "page.html")
+    with opened(browser, java_script_enabled=False) as page:
+        page.goto(file.as_uri())
+        assert "it needs JavaScript" in page.locator("main p").text_content()
+        assert page.locator("main img").bounding_box()["height"] > 200
+    with opened(browser) as page:
+        page.goto(file.as_uri())
+        page.locator(".tme-explorer").wait_for()
+        assert page.locator("main > *").evaluate_all("all => all.map(e => e.tagName)") == ["H1", "DIV"]
 
 
 def drag(page, handle, distance):

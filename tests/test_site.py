@@ -40,8 +40,11 @@ def test_links_lead_to_every_page_section_and_file_and_nothing_is_loaded_from_el
     for page, soup in soups.items():
         assert len(set(ids[page])) == len(ids[page])
         assert [a["href"] for a in soup.select("nav ol:not(ol ol) > li > a")] == list(SOURCES)
-        for a, heading in zip(soup.select("nav li li a"), re.findall(r"(?m)^###? (.+)$", prose(page)), strict=True):
-            assert set(re.findall(r"\w+", re.sub(r"\$[^$]*\$", "", heading))) <= set(re.findall(r"\w+", a.text))
+        links = [set(re.findall(r"\w+", a.text)) for a in soup.select("nav li li a")]
+        headings = re.findall(r"(?m)^###? (.+)$", prose(page))
+        assert len(links) == len(headings)
+        for heading in headings:  # the front page has them in an order of its own
+            assert any(set(re.findall(r"\w+", re.sub(r"\$[^$]*\$", "", heading))) <= words for words in links)
         for tag in soup.select("[href], [src]"):
             url = urlsplit(tag.get("href") or tag["src"])
             target = unquote(url.path) or page
@@ -50,7 +53,20 @@ def test_links_lead_to_every_page_section_and_file_and_nothing_is_loaded_from_el
             assert url.scheme or not url.fragment or unquote(url.fragment) in ids[target], tag
     assert not re.search(r"url\(|@import", (site / "style.css").read_text(encoding="utf-8"))
     frames = [(page, frame["src"]) for page, soup in soups.items() for frame in soup.select("iframe")]
-    assert frames == [("05_latent_exploration.html", "figures/05_explorer.html")]
+    assert frames == [(page, "figures/05_explorer.html") for page in ("index.html", "05_latent_exploration.html")]
+    explorer = BeautifulSoup((site / "figures" / "05_explorer.html").read_text(encoding="utf-8"), "html.parser")
+    assert explorer.select_one("body > p > a")["href"] == "../index.html"
+
+
+def test_the_front_page_opens_with_the_explorer_and_where_to_start_before_it_says_how_to_install(site):
+    soup = BeautifulSoup((site / "index.html").read_text(encoding="utf-8"), "html.parser")
+    order = soup.select("main h1, main h1 ~ p:first-of-type, main iframe, main strong, main table, main .highlight")
+    names = [tag.name for tag in order]
+    assert names[:5] == ["h1", "p", "iframe", "strong", "table"]
+    assert names.index("table") < names.index("div")
+    assert soup.select_one("main strong").parent.a["href"] == "01_theory_and_kl.html"
+    assert len(soup.select_one("meta[name=description]")["content"]) > 50
+    assert soup.select_one("body > a")["href"] == f"#{soup.select_one('main')['id']}"
 
 
 @pytest.fixture
@@ -73,12 +89,15 @@ def opened_page(browser, site):
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_page_shows_its_formulas_and_images_and_fits_a_telephone(name, opened_page):
     page = opened_page(name, width=400)
-    widths = page.locator("main mjx-container > svg").evaluate_all("all => all.map((svg) => svg.clientWidth)")
+    widths = page.locator("main mjx-container > svg").evaluate_all(
+        "all => all.map((svg) => (svg.closest('.wide thead') ? Infinity : svg.clientWidth))"  # no heads on a telephone
+    )
     assert len(widths) == len(re.findall(r"(?s)\$\$.+?\$\$|(?<!\\)\$[^$]+\$", prose(name)))
     assert min(widths) > 3
     assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
     page.locator("img").evaluate_all("all => Promise.all(all.map((image) => image.decode()))")
-    assert page.locator("img:not([alt]), img[alt='']").count() == 0
+    alts = page.locator("img").evaluate_all("all => all.map((image) => image.alt)")
+    assert all(len(alt) > 25 for alt in alts)
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     assert not page.locator("nav li").first.is_visible()
     page.locator("nav summary").click()
@@ -94,9 +113,35 @@ def test_a_link_of_the_contents_leads_to_its_section(opened_page):
     assert 0 <= page.locator("h2", has_text=section.text_content()).bounding_box()["y"] < 800
 
 
+@pytest.mark.parametrize("width", [400, 1000, 1300, 1920])
+def test_the_table_of_results_fits(width, opened_page):
+    page = opened_page("index.html", width)
+    table = page.locator(".scroll:has(.wide)")
+    assert table.count() == 1
+    assert table.evaluate("e => e.scrollWidth - e.clientWidth") <= 0
+    last = table.locator("tbody tr").first.locator("td").last
+    assert last.is_visible()
+    assert last.evaluate("e => e.getBoundingClientRect().right") <= width
+    assert last.get_attribute("data-head").startswith("binarised −log p")
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_a_film_can_be_stopped_and_rests_for_whoever_wants_less_motion(motion, opened_page):
+    page = opened_page("02_mlp_vae.html")
+    page.emulate_media(reduced_motion=motion)
+    page.reload()
+    film = page.locator(".film")
+    plays = motion != "reduce"
+    for _ in range(2):
+        film.get_by_role("button", name="Stop the film" if plays else "Play the film").wait_for()
+        assert film.locator("img").is_visible() == plays != film.locator("canvas").is_visible()
+        film.locator("button").click()
+        plays = not plays
+
+
 @pytest.mark.parametrize("width", [400, 1300])
 def test_the_explorer_is_alive_and_has_room(width, opened_page):
-    page = opened_page("05_latent_exploration.html", width)
+    page = opened_page("index.html", width)
     page.locator("iframe").scroll_into_view_if_needed()
     frame = page.frame_locator("iframe")
     digit = frame.locator(".tme-explorer .large")
@@ -129,7 +174,8 @@ def report(tmp_path):
     shown = {"image/png": "iVBORw=="}, widget, widget | {"image/png": "aVBORw=="}
     outputs = [new_output("display_data", data, metadata={"image/png": {"width": 100}}) for data in shown]
     text = "# One\n\n## Why\n\n### The test\n\n## How\n\n### The test\n\n[back](../README.md)"
-    notebook = new_notebook(cells=[new_markdown_cell(text), new_code_cell("x", outputs=outputs)])
+    reading = new_markdown_cell("**Reading.** It falls. It\nis small. And more.")
+    notebook = new_notebook(cells=[new_markdown_cell(text), new_code_cell("x", outputs=outputs), reading])
     nbformat.write(notebook, root / "notebooks" / "01_one.ipynb")
     return root
 
@@ -140,7 +186,7 @@ def test_links_are_turned_headings_have_ids_of_their_own_and_widgets_become_pict
     assert one.select_one("main p a")["href"] == "index.html"
     assert [a["href"] for a in one.select("nav li li a")] == ["#Why", "#The-test", "#How", "#The-test-2"]
     assert [image["src"][-8:] for image in one.select("img[width='100']")] == ["iVBORw==", "aVBORw=="]
-    assert {image["alt"] for image in one.select("img")} == {"Figure, read in the text below: The test"}
+    assert [image["alt"] for image in one.select("img")] == ["Figure: The test. It falls. It is small."] * 2
     assert len(one.select(".note")) == 1
     assert not re.search("FloatSlider|jupyter-widgets|model_id", str(one))
 

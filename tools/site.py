@@ -25,6 +25,11 @@ from tme_utils import paths
 
 HERE = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
+EXPLORER = Path("figures/05_explorer.html")
+FRAME = '<iframe src="{}" title="The latent explorer" loading="lazy" allow="fullscreen"></iframe>'
+# Where the explorer stands on a page of its own, not in one of the lesson's.
+BACK = """<p><a href="../index.html">To the lesson</a></p>
+<script>if (window.top !== window) document.currentScript.previousElementSibling.remove();</script>"""
 MATHJAX = {"es5/tex-svg-full.js": Path("mathjax/tex-svg-full.js"), "LICENSE": Path("mathjax/LICENSE")}
 
 
@@ -45,6 +50,8 @@ def build(target: Path, root: Path = paths.ROOT) -> list[Path]:
     sources = [root / "README.md", *sorted((root / "notebooks").glob("*.ipynb"))]
     files = {source: "index.html" if source.suffix == ".md" else f"{source.stem}.html" for source in sources}
     bodies = {files[source]: _body(source) for source in sources}
+    if (root / EXPLORER).is_file():
+        _open_on_the_explorer(bodies["index.html"], f"notebooks/{sources[1].name}")
     needed = set().union(*(_localise(bodies[file], source, files, root) for source, file in files.items()))
     scripts = Path(str(resources.files("mathjax"))) / "static" / "mathjax"
     copies = {path: path.relative_to(root) for path in needed} | {scripts / name: MATHJAX[name] for name in MATHJAX}
@@ -56,11 +63,16 @@ def build(target: Path, root: Path = paths.ROOT) -> list[Path]:
         for source, copy in copies.items():
             (new / copy).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, new / copy)
+        if (explorer := new / EXPLORER).is_file():
+            page = explorer.read_text(encoding="utf-8")
+            explorer.write_text(page.replace("<main>", f"{BACK}\n<main>", 1), encoding="utf-8")
         style = (HERE / "site.css").read_text(encoding="utf-8")
         style += HtmlFormatter(style=JupyterStyle).get_style_defs(".highlight")
         (new / "style.css").write_text(style, encoding="utf-8")
         for file, body in bodies.items():
-            html = template.render(file=file, titles=titles, contents=_contents(body), body=str(body))
+            first = body.select_one("main p, p")
+            about = " ".join(first.get_text().split()) if first else titles[file]
+            html = template.render(file=file, titles=titles, contents=_contents(body), body=str(body), about=about)
             (new / file).write_text(html, encoding="utf-8")
         target.rename(Path(temporary) / "old")
         new.rename(target)
@@ -85,12 +97,54 @@ def _body(source: Path) -> BeautifulSoup:
     cells.exclude_input_prompt = cells.exclude_output_prompt = True
     body = BeautifulSoup(cells.from_notebook_node(notebook)[0], "html.parser")
     for image in body.select(".jp-OutputArea img"):
-        image["alt"] = f"Figure, read in the text below: {_text(image.find_previous(['h1', 'h2', 'h3']))}"
+        image["alt"] = _reading(image)
     for table in body.select("table"):
         for text in table.find_all(string=re.compile(" ± ")):
             text.replace_with(text.replace(" ± ", "\u00a0±\u00a0"))  # a number and its spread stay on one line
-        table.wrap(body.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
+        heads = [_text(head).replace("$", "") for head in table.select("thead tr:first-child > *")]
+        if len(heads) > 8:
+            table["class"] = ["wide"]  # on a narrow screen each row is a list, and each cell names its column
+            for row in table.select("tbody tr"):
+                for head, cell in zip(heads, row.select("th, td"), strict=False):
+                    cell["data-head"] = head
+        name = f"Table: {_text(table.find_previous(['h1', 'h2', 'h3']))}"
+        table.wrap(
+            body.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "region", "aria-label": name})
+        )
+    for film in body.select("img[src$='.gif']"):
+        film.wrap(body.new_tag("span", attrs={"class": "film"}))
     return body
+
+
+def _reading(image: Tag) -> str:
+    """What a figure shows: the first sentences of the reading that follows it."""
+    strong = image.find_next("strong", string=re.compile(r"^Reading"))
+    heading = _text(image.find_previous(["h1", "h2", "h3"]))
+    if strong is None or strong.parent is None:
+        return f"Figure: {heading}"
+    text = " ".join(strong.parent.get_text().split()).removeprefix(strong.get_text()).strip(" .:")
+    sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", text)
+    return f"Figure: {heading}. {' '.join(sentences[:2])}"
+
+
+def _open_on_the_explorer(body: BeautifulSoup, first: str) -> None:
+    """The front page opens on the live explorer and the notebooks, before what is said of installing."""
+    film = body.select_one(f"p:has(> img[src*='{EXPLORER.stem}'])")
+    if film is not None:
+        film.decompose()  # the explorer itself stands above
+    start = (
+        f'<p><strong>Start here:</strong> <a href="{first}">the first notebook</a>; what each one asks and finds:</p>'
+    )
+    live = BeautifulSoup(FRAME.format(EXPLORER.as_posix()) + start, "html.parser")
+    headings = body.select("h2")
+    section = next((heading for heading in headings if "notebooks" in _text(heading)), None)
+    if section is not None:
+        rest = [section, *section.find_next_siblings()]
+        own = rest[1 : next((i for i, tag in enumerate(rest[1:], 1) if tag.name == "h2"), len(rest))]
+        live.extend([section.extract(), *(tag.extract() for tag in own)])
+    intro = body.select_one("h1 ~ p")
+    if intro is not None:
+        intro.insert_after(live)
 
 
 def _without_kernel(cell: NotebookNode) -> list[NotebookNode]:
@@ -99,7 +153,7 @@ def _without_kernel(cell: NotebookNode) -> list[NotebookNode]:
     outputs = [output for output in cell.outputs if output not in widgets or "image/png" in output.data]
     html = ['<p class="note">In a running notebook, a live widget stands here.</p>'] if widgets else []
     for name in re.findall(r'to_html\(.*?"(\w+\.html)"', cell.source):
-        html.append(f'<iframe src="../figures/{name}" title="The latent explorer" loading="lazy"></iframe>')
+        html.append(FRAME.format(f"../figures/{name}"))
     return outputs + [nbformat.v4.new_output("display_data", {"text/html": text}) for text in html]
 
 

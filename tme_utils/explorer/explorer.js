@@ -15,7 +15,12 @@ const N_NEAREST = 8;
 const FAR = 4; // standard deviations: of 3,000 draws of q(z|x) about one lies farther from its mean
 const PLAY = 6000; // milliseconds of a walk
 const HOTTEST = 3; // nats of a pixel, from which on the heat is full
-const TERMS = { kl_1: "KL of z₁", kl_2: "KL of z₂", recon: "recon = −log p(x|z)", neg_elbo: "−ELBO = KL + recon" };
+const TERMS = {
+  kl_1: "KL of z₁",
+  kl_2: "KL of z₂",
+  recon: 'recon<span class="exact"> = −log p(x|z)</span>',
+  neg_elbo: '−ELBO<span class="exact"> = KL + recon</span>',
+};
 
 /** Show pixel values in [0, 1], ink on paper. */
 function paint(canvas, x) {

@@ -193,7 +193,8 @@ export class Plane {
     this.framed = { x, y, half };
     const [u, v] = this.toUnits(x - half, y + half);
     const side = (UNITS * half) / this.view.half;
-    setAttributes(this.window, { x: u, y: v, width: side, height: side, visibility: "visible" });
+    const visibility = side < UNITS ? "visible" : "hidden";
+    setAttributes(this.window, { x: u, y: v, width: side, height: side, visibility });
   }
 }
 
