@@ -107,9 +107,7 @@ class LatentExplorer:
         walks = {name: torch.as_tensor(path) for name, path in (_walks(hearts) if walks is None else walks).items()}
         for name, path in walks.items():
             if path.shape[1:] != (2,) or len(path) < 2 or not (path.abs() <= limit).all():
-                raise ValueError(
-                    f"walk {name!r} must be at least two points (n, 2) within {limit}, got {(*path.shape,)}"
-                )
+                raise ValueError(f"walk {name!r} must be two points or more, (n, 2), within {limit}, got {path}")
 
         self._name = f"LatentExplorer({model.config.get('architecture', 'VAE')}, {len(x):,} images)"
         self._poster = poster
@@ -158,10 +156,9 @@ class LatentExplorer:
         names = {"template": "page.html", "css": "explorer.css"}
         parts = {part: (FRONT_END / name).read_text(encoding="utf-8") for part, name in names.items()}
         parts |= {"script": front_end_script(), "title": html.escape(title), "packed": json.dumps(packed)}
-        poster = b64encode(self._poster).decode() if self._poster is not None else ""
-        parts["poster"] = f'<img alt="The plane and a decoded digit" src="data:image/png;base64,{poster}">' * bool(
-            poster
-        )
+        poster = b64encode(self._poster or b"").decode()
+        image = f'<img alt="The plane, and a digit decoded from it" src="data:image/png;base64,{poster}">'
+        parts["poster"] = image if poster else ""
         parts["traits"] = json.dumps({name: value for name, value in plain.items() if name not in packed})
         with paths.atomic_write(path) as partial:
             partial.write_text(parts.pop("template").format(**parts), encoding="utf-8")
