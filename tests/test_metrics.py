@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.distributions import LowRankMultivariateNormal, Normal
+from torch.distributions import Categorical, LowRankMultivariateNormal, Normal
 from torch.testing import assert_close
 
 from conftest import Gaussian
@@ -189,6 +189,14 @@ def test_posterior_parameters_are_those_of_encode(vae, monkeypatch, max_decoded)
     found = metrics.posterior_parameters(vae, X)
     assert not any(value.requires_grad for value in found)
     assert_close(found, vae.encode(X))
+
+
+def test_recon_is_read_between_the_entropy_of_the_pixels_and_the_mean_image():
+    x_train, x_test = torch.full((4, 1, 28, 28), 0.5), torch.zeros(2, 1, 28, 28)
+    x_train[:, :, 0], x_test[0, 0, 0, :2] = 0.0, torch.tensor([0.25, 1.0])
+    floor, baseline = metrics.recon_scale(x_train, x_test)
+    assert floor == pytest.approx(Categorical(torch.tensor([0.25, 0.75], dtype=F64)).entropy().item() / 2)
+    assert baseline == pytest.approx(756 * math.log(2) - 1.25 * math.log(1e-6) / 2, abs=1e-3)
 
 
 def test_a_unit_is_active_where_its_mean_varies_more_than_the_threshold(generator):

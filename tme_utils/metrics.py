@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tme_utils.vae import VAE, as_int, check_images, gaussian_log_prob, reparameterize
+from tme_utils.vae import VAE, as_int, bernoulli_log_prob, check_images, gaussian_log_prob, reparameterize
 
 MAX_DECODED = 1024  # images decoded at once: 3 MB of logits in float32, which stay in the cache
 ORDER = 3  # points of a square along each axis: ReLU decoders have kinks, which more points would not follow
@@ -54,6 +54,18 @@ def posterior_parameters(
     check_images(x)
     parts = [model.encode(batch) for batch in x.split(MAX_DECODED)]
     return torch.cat([mu for mu, _ in parts]), torch.cat([logvar for _, logvar in parts])
+
+
+def recon_scale(x_train: Float[Tensor, "n 1 28 28"], x_test: Float[Tensor, "m 1 28 28"]) -> tuple[float, float]:
+    """Two numbers to read the recon of grey test images by, in nats: the least there is, and the mean image's.
+
+    The floor is the entropy of the test images' pixels as coins. The baseline is a model that shows the mean of the
+    training images whatever the image; its probabilities are kept from 0 and 1 by 1e-6.
+    """
+    x, mean_image = x_test.double(), x_train.double().mean(dim=0).clamp(1e-6, 1 - 1e-6)
+    floor = (torch.special.entr(x) + torch.special.entr(1 - x)).sum(dim=(1, 2, 3))
+    baseline = -bernoulli_log_prob(torch.logit(mean_image).expand_as(x), x)
+    return floor.mean().item(), baseline.mean().item()
 
 
 def active_units(mu: Float[Tensor, "n d"], threshold: float = 0.01) -> Bool[Tensor, "d"]:
