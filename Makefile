@@ -1,5 +1,6 @@
 # `make report` runs the notebooks, `make test` checks everything, `make quick` the unit tests alone, `make strict` the
-# notebooks' outputs as other processors compute them, `make lab` opens JupyterLab, `make site` writes a static site.
+# notebooks' outputs as other processors compute them, `make lab` opens JupyterLab, `make site` writes a static site,
+# `make practical` the notebooks of the practical session.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -7,8 +8,11 @@ BIN = $(VENV)/bin
 LONGEST = 03_conv_vae 02_mlp_vae 05_latent_exploration
 NOTEBOOKS = $(LONGEST) $(filter-out $(LONGEST),$(basename $(notdir $(sort $(wildcard notebooks/*.ipynb)))))
 CORES ?= $(shell nproc 2> /dev/null || sysctl -n hw.ncpu)
+export PRACTICAL_VENV ?= $(VENV)-practical
+HANDOUT ?= practical/handout
+comma := ,
 
-.PHONY: report test quick strict lab site $(NOTEBOOKS:%=run-%)
+.PHONY: report test quick strict lab site practical $(NOTEBOOKS:%=run-%)
 
 report: $(VENV)/ready
 	@rm -rf $(VENV)/report && mkdir $(VENV)/report
@@ -25,7 +29,7 @@ $(NOTEBOOKS:%=run-%): run-%: $(VENV)/ready
 	touch $(VENV)/report/$*.done; left=$$(($(words $(NOTEBOOKS)) - $$(ls $(VENV)/report/*.done | wc -l))); \
 	echo "$*: done in $$(($$(date +%s) - start)) s, $$left left"
 
-test: $(VENV)/ready
+test: $(VENV)/ready $(PRACTICAL_VENV)/ready
 	$(BIN)/pytest --nbval
 
 quick: $(VENV)/ready
@@ -41,6 +45,25 @@ lab: $(VENV)/ready
 
 site: $(VENV)/ready
 	$(BIN)/python -m tools.site site
+
+# The practical session as a student, a teacher and whoever corrects it get it, by jupytext-notebook-helper. The tool
+# draws the cells' names anew at each run; numbers in their place make the same source the same file.
+practical: $(foreach who,student solution teacher,$(foreach where,local colab,$(HANDOUT)/$(who)/$(where)/vae.ipynb))
+	@echo 'The notebooks of the practical stand in $(HANDOUT)/.'
+
+$(HANDOUT)/%/vae.ipynb: practical/vae.py practical/checks.py tme_utils/plots/shared.py $(PRACTICAL_VENV)/ready
+	@mkdir -p $(@D)
+	@$(PRACTICAL_VENV)/bin/python -m jupytext_notebook_helper.filter --src-root . \
+		$(if $(findstring solution/,$*),--solution) $(if $(findstring teacher/,$*),--teacher) \
+		--exclude $(if $(findstring local,$*),colab,not-colab)$(if $(findstring teacher/,$*),,$(comma)teacher) \
+		practical/vae.py > $@.partial 2> $(@D)/log || { cat $(@D)/log; exit 1; }
+	@awk 'sub(/^   "id": "[0-9a-f]+"/, "   \"id\": \"cell-" n + 0 "\"") { n++ } 1' $@.partial > $@
+	@rm $@.partial $(@D)/log
+
+$(PRACTICAL_VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(PRACTICAL_VENV)
+	$(PRACTICAL_VENV)/bin/pip install --quiet $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["practical"])')
+	touch $@
 
 # The environment: exact versions from environment.yml, the package itself in editable mode. uv installs them in a third
 # of pip's time; where it cannot be had, pip does. An interrupted installation has no file `ready` and begins again.
