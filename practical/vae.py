@@ -74,6 +74,7 @@
 # **Words and shapes.** `x` is a batch of images, (B, 1, 28, 28), between 0 (paper) and 1 (ink). `mu` and `logvar`, both
 # (B, latent_dim), are the encoder's answer; `logvar` is $\log\sigma^2$, which the handout calls *logsigma*. `z` is a
 # code, `logits` the decoder's answer. Costs are in **nats per image**: natural logarithms, summed over the pixels.
+# `torch`, `nn` (`torch.nn`) and `F` (`torch.nn.functional`) are imported.
 
 # %% tags=["colab"]
 # Lowest versions only: where the runtime has them, nothing is installed.
