@@ -626,8 +626,9 @@ def look_at_draws(reparameterize):
     certain = (draw(mu, torch.full_like(zero, -200.0)).detach() - mu).abs().max().item()
     seen["sigma 0"] = "mu" if certain < 1e-9 else "something else"
     seen["shift"] = (draw(mu, wide).detach() - z - mu).abs().max().item() < 1e-9
-    ratio = z / draw(zero, narrow).detach()
-    seen["ratio"] = _median(ratio) if seen["noise"] == "some" else math.nan
+    one = draw(zero, zero).detach()  # σ = 1
+    for name, wider in [("2", z), ("e⁻¹", draw(zero, narrow).detach())]:
+        seen[f"factor {name}"] = _median(wider / one) if seen["noise"] == "some" else math.nan
     few = seen["rows share it"] or seen["noise"] == "none"
     seen["spread"] = "not known" if few else About(z.std().item())
     seen["mean"] = "not known" if few else About(z.mean().item())
@@ -651,7 +652,8 @@ def look_at_draws(reparameterize):
         ("all coordinates of an image get the same noise", seen["columns share it"], False),
         ("a second call draws new noise", seen["anew"], True),
         ("another mu, with the same noise, moves z by the difference of the two", seen["shift"], True),
-        ("the noise at σ = 2 over the same noise at σ = e⁻¹", seen["ratio"], 2 * math.e),
+        ("how much wider the noise is at σ = 2 than at σ = 1", seen["factor 2"], 2.0),
+        ("how much wider the noise is at σ = e⁻¹ than at σ = 1", seen["factor e⁻¹"], 1 / math.e),
         ("mu = 0, σ = 2: the standard deviation of 12,000 numbers z", seen["spread"], About(2.0)),
         ("mu = 0, σ = 2: their mean", seen["mean"], About(0.0)),
         ("the derivative of z by mu", seen["gradient mu"], 1.0),
@@ -662,7 +664,7 @@ def look_at_draws(reparameterize):
 @mistake(
     "reparameterize",
     "σ² for σ",
-    "The noise has the wrong width: compare 2 with what it became.",
+    "The noise has the wrong width. Compare it with σ, and with what the encoder gives you.",
     "The noise is scaled by the variance. logvar is log σ²: which power of e gives σ?",
 )
 def _(mu, logvar):
@@ -672,7 +674,7 @@ def _(mu, logvar):
 @mistake(
     "reparameterize",
     "log σ² used as σ",
-    "The noise has the wrong width, even a wrong sign where σ < 1.",
+    "The noise has the wrong width: at σ = 1 there is none at all.",
     "logvar itself multiplies the noise. It is a logarithm: a step is missing.",
 )
 def _(mu, logvar):
@@ -682,7 +684,7 @@ def _(mu, logvar):
 @mistake(
     "reparameterize",
     "2 log σ² in the exponent",
-    "The noise has the wrong width: much too wide where σ > 1.",
+    "The noise has the wrong width: much too wide where σ is above 1.",
     "The exponent was multiplied where it should be halved: σ⁴ came out.",
 )
 def _(mu, logvar):
@@ -702,7 +704,7 @@ def _(mu, logvar):
 @mistake(
     "reparameterize",
     "√(log σ²) for σ",
-    "The width is not a number where σ < 1.",
+    "At σ = 1 there is no noise, and below it is not a number.",
     "A root was taken of logvar itself. Undo the logarithm first.",
 )
 def _(mu, logvar):

@@ -59,9 +59,10 @@
 # (*espace latent*), and the digit follows.
 #
 # **How a part works.** The *idea*, in a few lines. A *hole*: a function whose signature and one-line instruction are
-# given. Put your lines in the place of `raise NotImplementedError` and of the `assert` below it. Then a *check*, in its
-# own cell: it says what came and what should have come. If the message is not enough, run `checks.hint()` in a new
-# cell. Last a *question*, to be answered in words: double-click the cell and write.
+# given. Put your lines in the place of `raise NotImplementedError` and of the `assert` below it, and run the cell. Then a
+# *check*, in its own cell: it says what came and what should have come. If the message is not enough, run
+# `checks.hint()` in a new cell. Last a *question*, to be answered in words: double-click the cell and write. Whoever
+# mends a function later runs its cell again, and trains again.
 #
 # | part | minutes | | part | minutes |
 # |---|---|---|---|---|
@@ -159,13 +160,11 @@ figure = image_rows({"train": x_train[:12], "test": x_test[:12]})
 # %% [markdown]
 # ## 1. Encoder and decoder (20 minutes)
 #
-# Neither network (*encodeur*, *décodeur*) returns what one would expect. The encoder does not return a code, but the
-# **parameters of a distribution** of codes: $q(z|x) = N(\mu, \mathrm{diag}(\sigma^2))$. The decoder does not return an
-# image, but one probability of ink for each pixel. Both are linear → ReLU → linear.
-#
-# The encoder's last layer is two layers side by side, one for $\mu$, one for $\log\sigma^2$. Any real number is a mean,
-# and any real number is a logarithm: so **nothing follows these layers**. The decoder likewise ends in **logits**, any real
-# numbers. The handout's last *sigmoïde*, which turns them into probabilities, is applied where one looks at them.
+# The encoder (*encodeur*) does not return a code, but the **parameters of a distribution** of codes,
+# $q(z|x) = N(\mu, \mathrm{diag}(\sigma^2))$; the decoder (*décodeur*) not an image, but a probability of ink for each
+# pixel. Both are linear → ReLU → linear. Any real number can be a mean, a logarithm ($\log\sigma^2$) or a logit: so
+# **nothing follows the last layers**. The handout's last *sigmoïde* turns logits into probabilities; here it is applied
+# where one looks at them.
 
 
 # %%
@@ -318,7 +317,7 @@ checks.divergence(kl_divergence)
 #
 # How well does the decoder's answer fit an image? Each pixel is one Bernoulli with probability of ink
 # $\pi_i = \mathrm{sigmoid}(\mathrm{logit}_i)$; the cost is minus the log-likelihood (*log-vraisemblance*), **summed over the
-# pixels**: $-\sum_i x_i \log \pi_i + (1 - x_i) \log(1 - \pi_i)$, the binary cross-entropy.
+# pixels**: $-\sum_i \left[ x_i \log \pi_i + (1 - x_i) \log(1 - \pi_i) \right]$, the binary cross-entropy.
 #
 # Compute it from the logits: a probability rounded to 0 has no logarithm. PyTorch has a function for it (its name ends in
 # `with_logits`); find out what it does with the pixels unless told otherwise.
@@ -409,11 +408,10 @@ checks.epoch(train_epoch)
 # %% [markdown]
 # ## 6. Scores and pictures (15 minutes)
 #
-# A score is the mean negative ELBO over **all images of a set**: sum over the images, divide by their number. A mean of
-# batch means would count the images of a small last batch more than the others. Two kinds of pictures go with it, and
-# they answer different questions. A **reconstruction** starts from an image. A **generated** image starts from nothing
-# but the prior: $z \sim p(z)$, then the decoder. To see the decoder learn, the *same* codes must be decoded after each
-# epoch: so the noise comes from a generator that is passed in.
+# A score is the mean negative ELBO over **all images of a set**: sum over the images, divide by their number. (A mean of
+# batch means counts the images of a small last batch more than the others.) A **reconstruction** starts from an image. A
+# **generated** image starts from nothing but the prior: $z \sim p(z)$, then the decoder. To see the decoder learn, the
+# *same* codes must be decoded after each epoch: their noise comes from a generator that is passed in.
 
 
 # %%
@@ -618,8 +616,8 @@ if "convolution" in CHOICE:
 
 # %% [markdown]
 # **Question 7.** (7a) What do recon and KL each do as the dimension grows, and why does their sum not fall for ever?
-# (7b) Compare parameters and −ELBO after the same number of epochs. What does a convolution know about images that a linear layer has
-# to learn?
+# (7b) Compare parameters, and −ELBO after the same number of epochs. What does a convolution know about images that a
+# linear layer has to learn?
 #
 # *Your answer:*
 
