@@ -53,16 +53,19 @@ practical: $(foreach who,student solution teacher,$(foreach where,local colab,$(
 
 $(HANDOUT)/%/vae.ipynb: practical/vae.py practical/checks.py tme_utils/plots/shared.py $(PRACTICAL_VENV)/ready
 	@mkdir -p $(@D)
-	@$(PRACTICAL_VENV)/bin/python -m jupytext_notebook_helper.filter --src-root . \
+	@NOTEBOOK_OUTPUT=notebook $(PRACTICAL_VENV)/bin/python -m jupytext_notebook_helper.filter --src-root . \
 		$(if $(findstring solution/,$*),--solution) $(if $(findstring teacher/,$*),--teacher) \
 		--exclude $(if $(findstring local,$*),colab,not-colab)$(if $(findstring teacher/,$*),,$(comma)teacher) \
-		practical/vae.py > $@.partial 2> $(@D)/log || { cat $(@D)/log; exit 1; }
+		practical/vae.py > $@.partial 2> $@.log || { cat $@.log; exit 1; }
 	@awk 'sub(/^   "id": "[0-9a-f]+"/, "   \"id\": \"cell-" n + 0 "\"") { n++ } 1' $@.partial > $@
-	@rm $@.partial $(@D)/log
+	@rm $@.partial $@.log
 
+# An environment of its own, for the tool and jupytext alone, in which PyTorch is not needed. What else the tool asks
+# for draws in a terminal, which is not done here: it stays out, and with it a package without a wheel.
 $(PRACTICAL_VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv --clear $(PRACTICAL_VENV)
-	$(PRACTICAL_VENV)/bin/pip install --quiet $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["practical"])')
+	set -- $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["practical"])'); \
+	$(PRACTICAL_VENV)/bin/pip install --quiet --no-deps "$$1" && shift && $(PRACTICAL_VENV)/bin/pip install --quiet "$$@"
 	touch $@
 
 # The environment: exact versions from environment.yml, the package itself in editable mode. uv installs them in a third
