@@ -65,7 +65,7 @@ $(HANDOUT)/%/vae.ipynb: practical/vae.py practical/checks.py tme_utils/plots/sha
 $(PRACTICAL_VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv --clear $(PRACTICAL_VENV)
 	set -- $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["practical"])'); \
-	$(PRACTICAL_VENV)/bin/pip install --quiet --no-deps "$$1" && shift && $(PRACTICAL_VENV)/bin/pip install --quiet "$$@"
+	$(PRACTICAL_VENV)/bin/pip install --quiet "$$1" && $(PRACTICAL_VENV)/bin/pip install --quiet --no-deps "$$2"
 	touch $@
 
 # The environment: exact versions from environment.yml, the package itself in editable mode. uv installs them in a third

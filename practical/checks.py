@@ -1471,7 +1471,7 @@ def _(model, x):
 
 @_wrong_loss(
     "decoded at mu",
-    "The value is that of the bound only if a certain step is not left out. What did the decoder get?",
+    "What did the decoder get? Compare with what part 2 draws.",
     "The decoder got mu, not a draw: an expectation under q was replaced by the value at its centre.",
 )
 def _(model, x):

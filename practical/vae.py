@@ -48,9 +48,31 @@
 # run it so once in the room before the class comes.
 #
 # **When a check fails** it says what came and what should have come, then where to look. `checks.hint()` names the
-# mistake. Let a group read the first message for five minutes before they ask for the second. The mistakes most often
-# made: one noise vector for the whole batch; a cross-entropy averaged over pixels beside a summed KL; σ² or log σ² where
-# σ belongs; a sigmoid applied twice. All that the checks know, with what they say, stands in the table at the end.
+# mistake. Let a group read the first message for five minutes before they ask for the second. A mistake that is not in
+# the table of the checks gets the numbers alone: nobody is accused on suspicion.
+
+# %% [markdown] tags=["teacher"]
+# **Mistakes to expect, and what the check says to each.** Each of them runs and shows a falling loss, which looks
+# plausible. The full table stands at the end of this notebook.
+#
+# | mistake | what the check says first | what `checks.hint()` adds |
+# |---|---|---|
+# | `reparameterize`: one noise vector for the whole batch | Whose noise is it? Compare two images. | One vector is drawn and broadcast over the batch. Every image needs its own: look at the shape of the noise. |
+# | `reparameterize`: σ² for σ | The noise has the wrong width. Compare it with σ, and with what the encoder gives you. | The noise is scaled by the variance. logvar is log σ²: which power of e gives σ? |
+# | `reparameterize`: log σ² used as σ | The noise has the wrong width: at σ = 1 there is none at all. | logvar itself multiplies the noise. It is a logarithm: a step is missing. |
+# | `reparameterize`: gradient cut | The values are right. Now think of the way back: can a gradient pass? | The graph is cut: by .data, .detach(), .item(), no_grad, or a sampler like torch.normal, through which no gradient passes. Only ε may be drawn; the rest is arithmetic. |
+# | `Encoder`: logarithm of the square of a raw output | The second answer went through a function that forgets the sign. | The layer's output was taken for σ and log(σ²) computed from it. Here it *is* log σ²: no logarithm is needed. |
+# | `Decoder`: sigmoid at the end | These are probabilities. The sheet asks for what comes before them. | A sigmoid ends the decoder. The cost below takes logits and applies it itself: it would be applied twice. |
+# | `kl_divergence`: sign | A KL divergence is never negative. Yours always is. | This is minus the KL: the form in which it stands in the ELBO. The handout's ½ has a sign before it. |
+# | `kl_divergence`: mean over the coordinates | One number per image, but the wrong size. How do independent coordinates combine? | The coordinates were averaged. Information adds up: the KL of independent coordinates is their sum. |
+# | `reconstruction_cost`: mean over the pixels | One number per image, 784 times too small. | The pixels were averaged. Log-likelihoods of independent pixels add up; only then do both terms of the loss have the same unit. |
+# | `reconstruction_cost`: mean over everything | One small number came for the whole batch: the function's own default. | The cross-entropy averages over pixels and images unless it is told otherwise: look at its argument `reduction`. |
+# | `reconstruction_cost`: sigmoid twice | Logits of ±50 are certainty, and right. Yet they cost: who was told ½ where 0 was meant? | A sigmoid was applied to the logits, and the function with `with_logits` applies another one. |
+# | `negative_elbo`: recon averaged, KL summed over the batch | One of the two terms grows with the batch, and the other does not. | The KL is summed over the images beside a mean of the reconstruction: with 128 images it weighs 128 times. |
+# | `negative_elbo`: decoded at mu | What did the decoder get? Compare with what part 2 draws. | The decoder got mu, not a draw: an expectation under q was replaced by the value at its centre. |
+# | `train_epoch`: zero_grad forgotten | The steps grow: something from the steps before is still there. | backward() adds to the gradients it finds. They have to be emptied before each step. |
+# | `evaluate`: mean of batch means | Close, but it depends on how the images fall into batches. | The means of the batches were averaged, and the last batch is smaller: its images count more. Sum over images, divide by images. |
+# | `generate`: generator not used | The film of a model that does not move must stand still. | The noise is drawn without the given generator: every picture of the film would show other codes. |
 
 # %% [markdown]
 # # Practical: a variational auto-encoder in two hours

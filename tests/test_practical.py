@@ -191,6 +191,13 @@ def test_there_are_many_known_mistakes_and_no_hint_stands_for_two(solved):
     assert all(line.count("|") == 5 for line in table.splitlines())
 
 
+def test_the_teachers_page_quotes_the_checks(solved, teacher):
+    rows = re.findall(r"(?m)^\| `(\w+)`: (.+?) \| (.+) \| (.+) \|$", prose_of(teacher))
+    known = {(m.part, m.name, m.hint, m.sharper) for m in solved["checks"].MISTAKES}
+    assert len(rows) >= 10
+    assert set(rows) <= known
+
+
 def noise_of_numpy(mu, logvar):
     return mu + torch.sqrt(logvar.exp()) * torch.from_numpy(np.random.randn(*mu.shape)).to(mu)  # noqa: NPY002
 
