@@ -695,23 +695,32 @@ import io
 import ipywidgets as widgets
 from PIL import Image, ImageDraw
 
-LIMIT = 4  # the plane is shown from −4 to 4
+z_test, labels_test = codes(model_2d, x_test), y_test[:N_TEST]
+LIMIT = max(4, int(np.ceil(np.quantile(np.abs(z_test), 0.995))))  # the plane is shown from −LIMIT to LIMIT
 
 
-def draw_plane(ax, z, y):
-    """Points (n, 2), coloured by their labels."""
-    ax.scatter(z[:, 0], z[:, 1], c=y, cmap="tab10", vmin=-0.5, vmax=9.5, s=4, alpha=0.6, linewidths=0)
+def draw_plane(ax, z, labels):
+    """Points (n, 2), coloured by their labels; each class is named at its median."""
+    ax.scatter(z[:, 0], z[:, 1], c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=4, alpha=0.6, linewidths=0)
+    for label in range(10):
+        place = np.median(z[labels == label], axis=0)
+        ax.text(
+            *place, label, weight="bold", ha="center", va="center", bbox={"facecolor": "white", "alpha": 0.7, "pad": 1}
+        )
     ax.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", xlabel="$z_1$", ylabel="$z_2$")
 
 
 def explore(model, z, labels, side=280):
     """Two sliders; the point they choose on the plane, and the digit decoded there."""
     figure = plt.figure(figsize=(side / 100, side / 100), dpi=100)
-    draw_plane(figure.add_axes((0, 0, 1, 1)), z, labels)
+    ax = figure.add_axes((0, 0, 1, 1))
+    draw_plane(ax, z, labels)
+    ax.axis("off")
     figure.canvas.draw()
     plane = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB").resize((side, side))
     plt.close(figure)
-    sliders = [widgets.FloatSlider(0, min=-LIMIT, max=LIMIT, step=0.05, description=name) for name in ("z1", "z2")]
+    options = {"min": -LIMIT, "max": LIMIT, "step": 0.05, "layout": widgets.Layout(width=f"{2 * side + 20}px")}
+    sliders = [widgets.FloatSlider(0, description=name, **options) for name in ("z1", "z2")]
     shown = widgets.Image(format="png", width=2 * side + 20, height=side)
 
     def redraw(_=None):
@@ -733,14 +742,12 @@ def explore(model, z, labels, side=280):
     return widgets.VBox([*sliders, shown])
 
 
-z_test = codes(model_2d, x_test)
-fig, ax = plt.subplots(figsize=(5.5, 5))
-draw_plane(ax, z_test, y_test[:N_TEST])
-fig.colorbar(ax.collections[0], ticks=range(10), label="label")
+fig, ax = plt.subplots(figsize=(5.5, 5.5))
+draw_plane(ax, z_test, labels_test)
 plt.show()
 
 # %%
-explore(model_2d, z_test, y_test[:N_TEST])
+explore(model_2d, z_test, labels_test)
 
 # %% [markdown]
 # **Question 8.** Find two classes that touch, and move slowly from one to the other. What does the decoder show on the

@@ -10,6 +10,7 @@ from collections import Counter
 from importlib import metadata
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 from packaging.requirements import Requirement
 from torch import nn
 
+from benchmarks.browser import jupyter_lab
+from conftest import opened
 from tme_utils import paths
 
 TOOL = Path(os.environ.get("PRACTICAL_VENV", f"{sys.prefix}-practical"))  # beside the environment, as `make` puts it
@@ -54,7 +57,9 @@ def handed_out(tmp_path_factory):
         command = ["make", f"--assume-old={TOOL / 'ready'}", str(file), f"HANDOUT={folder}", tool]
         subprocess.run(command, cwd=paths.ROOT, check=True)
         assert [path.name for path in file.parent.iterdir()] == ["vae.ipynb"]
-        return file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
+        nbformat.validate(nbformat.reads(text, nbformat.NO_CONVERT))
+        return text
 
     return handed_out
 
@@ -385,3 +390,47 @@ def test_two_hours_and_twenty_marks(teacher):
     assert [(int(part), int(minutes)) for part, minutes in titles] == list(enumerate(minutes))
     questions, answers = (re.findall(rf"(?m)^\*\*{word} (\d)", prose) for word in (r"Question", r"Model answer"))
     assert questions == answers == list("12345678")
+
+
+DIGIT = """image => {  // the grey levels of the 28 by 28 squares to the right
+    const canvas = new OffscreenCanvas(580, 280).getContext("2d");
+    canvas.drawImage(image, 0, 0);
+    const pixels = canvas.getImageData(300, 0, 280, 280).data;
+    return Array.from({ length: 784 }, (_, i) => pixels[4 * (280 * (5 + 10 * Math.floor(i / 28)) + 5 + 10 * (i % 28))]);
+}"""
+
+
+def test_the_sliders_decode_in_jupyterlab_by_the_model_just_trained(browser, solved, handed_out, tmp_path):
+    sheet = json.loads(handed_out("solution/local"))
+    cells = [cell for cell in sheet["cells"] if cell["cell_type"] == "code"]
+    cells[0]["source"].append("\nFAST, N_TRAIN, N_TEST, N_EPOCHS = True, 512, 256, 1")
+    cells[-1]["source"].insert(0, 'torch.save(model_2d.state_dict(), "model.pt")\n')
+    text = json.dumps(sheet).replace('CHOICE = {\\"dimension\\"}', "CHOICE = set()")
+    (tmp_path / "vae.ipynb").write_text(text, encoding="utf-8")
+    (tmp_path / "data").symlink_to(paths.DATA)
+    with jupyter_lab(tmp_path) as address, opened(browser) as page:
+        page.goto(f"{address}/lab/tree/vae.ipynb?reset")
+        page.get_by_text("| Idle").wait_for(timeout=120_000)
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+        handles, picture = page.locator(".noUi-handle"), page.locator("img.widget-image, .widget-image img")
+        handles.first.wait_for(timeout=300_000)
+        model = solved["mlp_vae"](2)
+        model.load_state_dict(torch.load(tmp_path / "model.pt"))
+        seen = []
+        for handle, key in [(0, None), (0, "ArrowRight"), (1, "ArrowLeft")]:
+            if key is not None:
+                before = picture.get_attribute("src")
+                handles.nth(handle).focus()
+                for _ in range(10):
+                    page.keyboard.press(key)
+                page.wait_for_function("([image, old]) => image.src !== old", arg=[picture.element_handle(), before])
+            page.get_by_text("| Idle").wait_for()
+            page.wait_for_timeout(500)  # the last of several pictures
+            z = [float(text.replace("−", "-")) for text in page.locator(".widget-readout").all_text_contents()]
+            expected = 255 * (1 - solved["picture"](model, *z).flatten())
+            assert (torch.tensor(picture.evaluate(DIGIT)) - expected).abs().max() <= 1.01
+            seen.append(tuple(z))
+        assert seen[0] == (0, 0)
+        assert seen[1][0] > 0
+        assert seen[2][1] < 0
