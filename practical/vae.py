@@ -695,7 +695,7 @@ import io
 import ipywidgets as widgets
 from PIL import Image, ImageDraw
 
-z_test, labels_test = codes(model_2d, x_test), y_test[:N_TEST]
+z_test, labels_test = np.asarray(codes(model_2d, x_test)), np.asarray(y_test[:N_TEST])
 LIMIT = max(4, int(np.ceil(np.quantile(np.abs(z_test), 0.995))))  # the plane is shown from −LIMIT to LIMIT
 
 
