@@ -45,6 +45,9 @@ def test_links_lead_to_every_page_section_and_file_and_nothing_is_loaded_from_el
         assert len(links) == len(headings)
         for heading in headings:  # the front page has them in an order of its own
             assert any(set(re.findall(r"\w+", re.sub(r"\$[^$]*\$", "", heading))) <= words for words in links)
+        regions = [tag.get("aria-label") for tag in soup.select("[role=region]")]
+        assert len(set(regions)) == len(regions) == len(soup.select("table"))
+        assert not soup.select(".scroll:not([tabindex]), pre:not([tabindex]), th:empty, main ~ h1")
         for tag in soup.select("[href], [src]"):
             url = urlsplit(tag.get("href") or tag["src"])
             target = unquote(url.path) or page

@@ -98,16 +98,21 @@ def _body(source: Path) -> BeautifulSoup:
     body = BeautifulSoup(cells.from_notebook_node(notebook)[0], "html.parser")
     for image in body.select(".jp-OutputArea img"):
         image["alt"] = _reading(image)
-    for table in body.select("table"):
+    for code in body.select("pre"):
+        code["tabindex"] = "0"  # who has no mouse must reach what scrolls
+    for head in body.select("th"):
+        if not head.get_text(strip=True):
+            head.name = "td"
+    for number, table in enumerate(body.select("table"), 1):
         for text in table.find_all(string=re.compile(" ± ")):
             text.replace_with(text.replace(" ± ", "\u00a0±\u00a0"))  # a number and its spread stay on one line
         heads = [_text(head).replace("$", "") for head in table.select("thead tr:first-child > *")]
         if len(heads) > 8:
-            table["class"] = ["wide"]  # on a narrow screen each row is a list, and each cell names its column
+            table["class"] = "wide"  # on a narrow screen each row is a list, and each cell names its column
             for row in table.select("tbody tr"):
-                for head, cell in zip(heads, row.select("th, td"), strict=False):
-                    cell["data-head"] = head
-        name = f"Table: {_text(table.find_previous(['h1', 'h2', 'h3']))}"
+                for column, cell in zip(heads, row.select("th, td"), strict=False):
+                    cell["data-head"] = column
+        name = f"Table {number}: {_text(table.find_previous(['h1', 'h2', 'h3']))}"
         table.wrap(
             body.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "region", "aria-label": name})
         )
@@ -118,11 +123,11 @@ def _body(source: Path) -> BeautifulSoup:
 
 def _reading(image: Tag) -> str:
     """What a figure shows: the first sentences of the reading that follows it."""
-    strong = image.find_next("strong", string=re.compile(r"^Reading"))
+    strong = next((tag for tag in image.find_all_next("strong") if tag.get_text().startswith("Reading")), None)
     heading = _text(image.find_previous(["h1", "h2", "h3"]))
     if strong is None or strong.parent is None:
         return f"Figure: {heading}"
-    text = " ".join(strong.parent.get_text().split()).removeprefix(strong.get_text()).strip(" .:")
+    text = " ".join(strong.parent.get_text().split()).removeprefix(strong.get_text()).lstrip(" .:")
     sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", text)
     return f"Figure: {heading}. {' '.join(sentences[:2])}"
 

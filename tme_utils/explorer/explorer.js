@@ -61,7 +61,7 @@ export function shareBelow(quantiles, value) {
   return (above - 1 + (value - low) / (high - low)) / (quantiles.length - 1);
 }
 
-/** A bar of where the test images lie: 90 % of them in the thin box, half in the thick one; returns what marks a value. */
+/** A bar of where the test images lie, 90 % in the thin box, half in the thick one; returns what marks a value. */
 function drawBar(bar, quantiles) {
   const at = (share) => quantiles[Math.round(share * (quantiles.length - 1))];
   const [low, high] = [at(0), at(0.95) + 0.3 * (at(0.95) - at(0.05))]; // beyond, a mark stays at the end
@@ -80,7 +80,8 @@ function drawBar(bar, quantiles) {
 const canvas = (name, label) =>
   `<canvas class="digit ${name}" width="${SIDE}" height="${SIDE}" role="img" aria-label="${label}"></canvas>`;
 
-const thumbnail = (name) => `<button type="button" class="thumbnail ${name}">${canvas("", "")}<span></span></button>`;
+const thumbnail = (name) => `<button type="button" class="thumbnail ${name}">
+  <canvas class="digit" width="${SIDE}" height="${SIDE}" aria-hidden="true"></canvas><span></span></button>`;
 
 const plane = (side) => `<canvas width="${side}" height="${side}"></canvas>
   <svg aria-hidden="true"></svg><svg class="moving" aria-hidden="true"></svg>`;
