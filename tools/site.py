@@ -122,13 +122,12 @@ def _body(source: Path) -> BeautifulSoup:
 
 
 def _reading(image: Tag) -> str:
-    """What a figure shows: the first sentences of the reading that follows it."""
-    strong = next((tag for tag in image.find_all_next("strong") if tag.get_text().startswith("Reading")), None)
+    """What a figure shows: the first sentences of the reading that follows it, or of the text."""
     heading = _text(image.find_previous(["h1", "h2", "h3"]))
-    if strong is None or strong.parent is None:
-        return f"Figure: {heading}"
-    text = " ".join(strong.parent.get_text().split()).removeprefix(strong.get_text()).lstrip(" .:")
-    sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", text)
+    strong = next((tag for tag in image.find_all_next("strong") if tag.get_text().startswith("Reading")), None)
+    paragraph = strong.parent if strong is not None else image.find_next("p")
+    text = " ".join(paragraph.get_text().split()) if paragraph is not None else ""
+    sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", text.removeprefix("Reading").lstrip(" .:"))
     return f"Figure: {heading}. {' '.join(sentences[:2])}"
 
 
