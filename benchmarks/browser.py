@@ -114,7 +114,7 @@ def run_all(page: Page, address: str, notebook: str, where: str = "lab/tree") ->
         RuntimeError: if a cell raises an error.
     """
     page.goto(f"{address}/{where}/{notebook}?reset")
-    idle = page.get_by_text("| Idle") if where.startswith("lab") else page.locator("[data-status=idle]")
+    idle = page.get_by_text("| Idle") if where.startswith("lab") else page.locator(".jp-NotebookKernelStatus-fade")
     idle.wait_for(timeout=120_000)  # before its kernel is there, a notebook runs nothing
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
