@@ -135,7 +135,9 @@ def attempt(function, *arguments):
     """The result, or the error that was raised; a hole's own instruction goes through."""
     try:
         return function(*arguments)
-    except NotImplementedError:
+    except NotImplementedError as hole:
+        text = f"Still to be written: {hole}"
+        hole._render_traceback_ = lambda: [text]  # what a notebook shows, instead of the way through this file
         raise
     except Exception as error:
         return error

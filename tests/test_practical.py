@@ -161,6 +161,8 @@ def test_a_hole_fails_with_its_instruction(name, names, student):
     with pytest.raises(NotImplementedError) as raised:
         exec(check, names)
     assert str(raised.value) == instruction[1]
+    if name != "compare":
+        assert raised.value._render_traceback_() == [f"Still to be written: {instruction[1]}"]
     with pytest.raises(NotImplementedError):
         exec(after_hole(name), names)
 
