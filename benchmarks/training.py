@@ -17,8 +17,6 @@ plain loop, and with the recipe of the report in ``fit``. Both alternate too, ea
 
 import argparse
 import csv
-import platform
-import re
 import shutil
 import statistics
 import tempfile
@@ -36,7 +34,7 @@ from torchvision.transforms import ToTensor
 from tme_utils import paths
 from tme_utils.architectures import VAES
 from tme_utils.data import load_mnist
-from tme_utils.study import allowed_cores, save_table
+from tme_utils.study import allowed_cores, processor, save_table
 from tme_utils.training import Recipe, evaluate, fit, seeded
 from tme_utils.vae import VAE, elbo_terms
 
@@ -182,10 +180,8 @@ def summary(times: dict[str, list[float]]) -> dict[str, float]:
 
 def machine() -> dict[str, Any]:
     """What the seconds depend on."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else [platform.processor()]
     return {
-        "processor": names[0] if names else "unknown",
+        "processor": processor(),
         "cores": allowed_cores(),
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),

@@ -63,9 +63,9 @@ def test_the_committed_table_holds_every_row_asked_of_several_seeds(name):
 # --- a row
 
 COLUMNS = [
-    *("architecture", "latent_dim", "beta", "trained_on", "n_epochs", "seed", "n_parameters", "seconds", "threads"),
-    *("device", "torch", "train_recon", "train_kl", "train_neg_elbo", "test_recon", "test_kl", "test_neg_elbo"),
-    *("test_neg_elbo_se", "test_squared_error", "active_units", "kl_per_dim", "binarised_neg_elbo"),
+    *("architecture", "latent_dim", "beta", "max_lr", "trained_on", "n_epochs", "seed", "n_parameters", "seconds"),
+    *("threads", "device", "torch", "train_recon", "train_kl", "train_neg_elbo", "test_recon", "test_kl"),
+    *("test_neg_elbo", "test_neg_elbo_se", "test_squared_error", "active_units", "kl_per_dim", "binarised_neg_elbo"),
     *("iw_nll", "iw_nll_se", "iw_samples", "iw_images"),
 ]
 
@@ -102,12 +102,12 @@ def slow_row(model, x_train, x_test, seed, iw_samples):
 
 def test_the_row_says_what_was_trained_and_each_score_equals_its_definition(build, random_images):
     model, x_train, x_test = build(), random_images(12), random_images(10, 1)
-    recipe = Recipe(n_epochs=2, beta=0.5, binarised=True)
+    recipe = Recipe(n_epochs=2, max_lr=1e-3, beta=0.5, binarised=True)
     history = fit(model, x_train, x_test, recipe, progress=False)
     row = result_row(model, history, x_train, x_test, recipe, seed=4, iw_samples=9)
     assert list(row) == COLUMNS
     n_parameters = 784 * 16 + 16 + 16 * 4 + 4 + 2 * 16 + 16 + 16 * 784 + 784
-    assert [row[name] for name in COLUMNS[:7]] == ["mlp", 2, 0.5, "binarised", 2, 4, n_parameters]
+    assert [row[name] for name in COLUMNS[:8]] == ["mlp", 2, 0.5, 1e-3, "binarised", 2, 4, n_parameters]
     assert [row[name] for name in COLUMNS[-2:]] == [9, 10]
     expected, kl = slow_row(model, x_train, x_test, 4, 9)
     assert expected.keys() - row.keys() == {"binarised_recon", "binarised_kl"}
@@ -136,9 +136,12 @@ def test_run_trains_what_its_configuration_says_once_whatever_is_scored(small_im
     assert len(n_trainings) == 1
     model, history = load_or_train(partial(mlp_vae, 3), recipe, seed=5, folder=paths.CHECKPOINTS / "mine")
     expected = result_row(model, history, train.x, test.x, recipe, seed=5, iw_samples=7)
-    expected |= generation.generation_scores(model, train.x, test.x, seed=5) | {"python": platform.python_version()}
-    assert row | {"seconds": 0} == expected | {"seconds": 0}
+    ours = {"python": platform.python_version(), "processor": study.processor()}
+    generated = generation.generation_scores(model, train.x, test.x, seed=5)
+    assert row | {"seconds": 0} == expected | generated | ours | {"seconds": 0}
     assert fewer == {name: value for name, value in row.items() if not name.startswith("iw")}
+    bare = run(replace(TINY, seed=5, recipe=recipe), generation=False)
+    assert bare == {name: value for name, value in row.items() if name not in generated}
 
 
 def test_the_row_of_an_auto_encoder_has_no_divergence_and_no_bound(small_images):
@@ -249,7 +252,7 @@ def test_the_command_fills_its_table_and_draws_the_pictures_that_are_missing(mon
     monkeypatch.setattr(sys, "argv", ["study", "04_study", "--workers", "2"])
     # Threads, which see what is patched here, instead of processes.
     monkeypatch.setattr(study, "ProcessPoolExecutor", lambda n, *a: pools.append((n, *a[1:])) or ThreadPoolExecutor(n))
-    monkeypatch.setattr(study, "run", lambda configuration: {"seed": configuration.seed})
+    monkeypatch.setattr(study, "run", lambda configuration, generation: {"seed": configuration.seed + generation - 1})
     monkeypatch.setattr(study, "pictures", lambda c: drawn.append(c) or {c.key: np.zeros(1, np.uint8)})
     monkeypatch.setattr(study, "TABLES", {"04_study": grid[:4]})
     study.main()

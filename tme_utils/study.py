@@ -182,7 +182,7 @@ def result_row(
         the test images binarised once, and, on the same, ``iw_nll`` with ``iw_samples`` draws for each, if any.
     """
     row = {name: model.config[name] for name in ("architecture", "latent_dim")}
-    row |= {"beta": recipe.beta, "trained_on": "binarised" if recipe.binarised else "grey"}
+    row |= {"beta": recipe.beta, "max_lr": recipe.max_lr, "trained_on": "binarised" if recipe.binarised else "grey"}
     row |= {"n_epochs": len(history.rows) - 1, "seed": seed}
     row |= {"n_parameters": model.n_parameters, "seconds": round(history.rows[-1]["seconds"], 1)}
     row |= {"threads": torch.get_num_threads(), "device": str(best_device(x_test.dtype)), "torch": torch.__version__}
@@ -226,17 +226,26 @@ def _trained(configuration: Configuration) -> tuple[VAE, History]:
     return load_or_train(configuration.build, recipe, seed=seed, folder=folder, progress=False)
 
 
-def run(configuration: Configuration) -> dict[str, Any]:
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else [platform.processor()]
+    return names[0] if names and names[0] else "unknown"
+
+
+def run(configuration: Configuration, generation: bool = True) -> dict[str, Any]:
     """Train and score the model of a configuration: a function of it alone, but for rounding and speed.
 
-    The row is that of :func:`result_row`, with the :func:`tme_utils.generation.generation_scores` and ``python``.
+    The row is that of :func:`result_row`, with the :func:`tme_utils.generation.generation_scores` if asked, ``python``
+    and ``processor``.
     """
     (train, test), seed = _images(), configuration.seed
     model, history = _trained(configuration)
     row = result_row(
         model, history, train.x, test.x, configuration.recipe, seed=seed, iw_samples=configuration.iw_samples
     )
-    row |= generation_scores(model, train.x, test.x, seed=seed) | {"python": platform.python_version()}
+    row |= generation_scores(model, train.x, test.x, seed=seed) if generation else {}
+    row |= {"python": platform.python_version(), "processor": processor()}
     if configuration.architecture in AUTOENCODERS:  # its KL would only tell which width stands for a point
         row = {name: value for name, value in row.items() if not re.search("kl|elbo", name)}
     return row
@@ -326,17 +335,18 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes, which share the cores; 1 by default")
     arguments = parser.parse_args()
     path = paths.figures_dir() / f"{arguments.table}.csv"
-    jobs = {configuration.key: partial(run, configuration) for configuration in TABLES[arguments.table]}
+    study = arguments.table == "04_study"  # whose models are to generate, too
+    jobs = {c.key: partial(run, c, generation=study) for c in TABLES[arguments.table]}
     # The pictures are those of the models of seed 0 and β = 1; older ones are of other models than the rows to come.
     shown = [c for c in TABLES["04_study"] if c.seed == 0 and c.recipe.beta == 1]
     images = path.with_name("04_images.npz")
-    if arguments.table == "04_study" and not {c.key for c in shown} <= _read_rows(path).keys():
+    if study and not {c.key for c in shown} <= _read_rows(path).keys():
         images.unlink(missing_ok=True)
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in whatever state they are
     n_threads = max(1, allowed_cores() // arguments.workers)
     with ProcessPoolExecutor(arguments.workers, context, _begin_worker, (n_threads,)) as executor:
         fill(path, jobs, executor)
-        if arguments.table == "04_study" and not images.exists():
+        if study and not images.exists():
             save_pictures(images, shown, executor)
 
 
