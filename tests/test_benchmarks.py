@@ -8,15 +8,16 @@ import nbformat
 import pytest
 import torch
 
-from benchmarks import browser, recipe, training
+from benchmarks import browser, literature, recipe, training
 from benchmarks.explorer import CELL, MODELS
 from tme_utils import paths
 from tme_utils.architectures import VAES
 from tme_utils.data import Images
-from tme_utils.study import allowed_cores
-from tme_utils.training import History
+from tme_utils.study import allowed_cores, result_row
+from tme_utils.training import History, Recipe
 from tme_utils.vae import ElboTerms
 
+IMAGES = "03_literature_images"
 SEARCH, SPEED = (paths.ROOT / "figures" / f"{name}.csv" for name in ("02_recipe", "speed_training"))
 
 
@@ -58,6 +59,17 @@ def test_a_search_makes_folder_and_table_once_for_each_number_of_epochs(fits, fi
         assert lines[:2] == [committed[0], "mlp,0.002,0.95,0,10,104.500,104.500"]
 
 
+def test_the_best_learning_rates_of_the_match_lie_inside_their_grids():
+    tried = {}
+    for row in csv.DictReader(SEARCH.read_text().splitlines()):
+        if row["beta2"] == "0.95":
+            scores = tried.setdefault(row["architecture"], {}).setdefault(float(row["max_lr"]), [])
+            scores.append(float(row["validation_neg_elbo"]))
+    for architecture in ("mlp", "conv"):
+        means = {rate: sum(scores) / len(scores) for rate, scores in tried[architecture].items()}
+        assert min(means) < min(means, key=means.get) < max(means)
+
+
 def test_ctrl_c_leaves_no_number_of_a_model_half_trained(fits, figures, random_images):
     fits[1].interrupted = True
     with pytest.raises(KeyboardInterrupt):
@@ -65,6 +77,18 @@ def test_ctrl_c_leaves_no_number_of_a_model_half_trained(fits, figures, random_i
     assert not figures.exists()
     with pytest.raises(KeyboardInterrupt):
         training.fit_epoch("mlp", random_images(2))
+
+
+@pytest.mark.usefixtures("figures")
+def test_the_images_behind_a_row_have_its_coin_tosses_and_its_draws(build, random_images, monkeypatch):
+    model, x = build().eval(), random_images(5)
+    monkeypatch.setattr(literature, "shipped_model", lambda _: (model, None))
+    monkeypatch.setattr(literature, "load_mnist", lambda _: Images(x, torch.zeros(5)))
+    literature.main()
+    row = result_row(model, History(rows=[{"seconds": 1.0}]), x, x, Recipe(), seed=0, iw_samples=100)
+    scores = [float(line) for line in (paths.figures_dir() / f"{IMAGES}.csv").read_text().splitlines()[1:]]
+    assert sum(scores) / len(scores) == pytest.approx(row["iw_nll"], abs=2e-4)
+    assert len(set(scores)) == 5
 
 
 @pytest.mark.parametrize("architecture", VAES)

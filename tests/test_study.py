@@ -51,6 +51,11 @@ def test_every_field_and_the_layers_change_the_key_which_leaves_the_noise_alone(
     assert torch.equal(torch.randn(3), torch.randn(3, generator=torch.Generator().manual_seed(0)))
 
 
+@pytest.mark.parametrize("name", study.ARCHITECTURES)
+def test_a_row_names_its_architecture_as_its_configuration_does(name):
+    assert study.ARCHITECTURES[name](3).config["architecture"] == name
+
+
 @pytest.mark.parametrize("name", study.TABLES)
 def test_the_committed_table_holds_every_row_asked_of_several_seeds(name):
     known, seeds = set(pd.read_csv(paths.ROOT / "figures" / f"{name}.csv", dtype={"digest": str})["digest"]), {}

@@ -39,9 +39,10 @@ def residual_vae(latent_dim: int = 32, channels: tuple[int, int] = (32, 64), hid
     return vae.to(memory_format=torch.channels_last)  # the same numbers, in the order that its convolutions like best
 
 
-def _perceptron(architecture: str, hidden: tuple[int, ...], latent_dim: int = 20) -> VAE:
-    vae = mlp_vae(latent_dim, hidden)
-    vae.config["architecture"] = architecture
+def deep_mlp_vae(latent_dim: int = 20) -> VAE:
+    """The multi-layer perceptron with as many layers as ``conv_vae``, of the widths of the shipped ``mlp_2d``."""
+    vae = mlp_vae(latent_dim, (512, 512, 256))
+    vae.config["architecture"] = "mlp_deep"
     return vae
 
 
@@ -71,8 +72,7 @@ def _autoencoder(build: Callable[..., VAE], latent_dim: int) -> VAE:
 
 VAES: dict[str, Callable[..., VAE]] = {
     "mlp": mlp_vae,
-    "mlp_wide": partial(_perceptron, "mlp_wide", (513,)),  # at d = 20 as many parameters as ``conv``, within 0.03 %
-    "mlp_deep": partial(_perceptron, "mlp_deep", (512, 512, 256)),  # the widths of the shipped ``mlp_2d``
+    "mlp_deep": deep_mlp_vae,
     "conv": conv_vae,
     "residual": residual_vae,
 }
