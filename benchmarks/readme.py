@@ -13,7 +13,7 @@ import pandas as pd
 
 from tme_utils import paths
 
-MODEL = ["architecture", "latent_dim", "trained_on", "n_epochs", "n_parameters"]
+MODEL = ["architecture", "latent_dim", "trained_on", "n_epochs", "max_lr", "n_parameters"]
 SCORES = {
     "test_recon": "recon",
     "test_kl": "KL",
@@ -22,7 +22,7 @@ SCORES = {
     "iw_nll": "binarised −log p (samples)",
 }
 SAME = {"epochs": 0, "seconds": 1, "neg_elbo": 1}
-HEADS = ["model", "$d$", "images", "epochs", "parameters", "seconds", "seeds", *SCORES.values()]
+HEADS = ["model", "$d$", "images", "epochs", "peak rate", "parameters", "seconds", "seeds", *SCORES.values()]
 
 
 def markdown(heads: list[str], rows: list[list[str]]) -> str:
@@ -57,7 +57,7 @@ def results_table(table: pd.DataFrame, published: pd.DataFrame) -> str:
             samples = re.search(r"IW_(\d+)", row.measure)
             scores["iw_nll"] = f"{row.nats} ({int(samples[1]):,})" if samples else str(row.nats)
         name = f"*{row.source}: {row.network}*"
-        lines.append([name, str(row.latent_dim), row.test_images, epochs, "", "", "", *scores.values()])
+        lines.append([name, str(row.latent_dim), row.test_images, epochs, "", "", "", "", *scores.values()])
     return markdown(HEADS, lines)
 
 
