@@ -706,9 +706,8 @@ def draw_plane(ax, z, labels):
     ax.scatter(z[:, 0], z[:, 1], c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=4, alpha=0.6, linewidths=0)
     for label in range(10):
         place = np.median(z[labels == label], axis=0)
-        ax.text(
-            *place, label, weight="bold", ha="center", va="center", bbox={"facecolor": "white", "alpha": 0.7, "pad": 1}
-        )
+        box = {"facecolor": f"C{label}", "edgecolor": "black", "pad": 1.5}
+        ax.text(*place, label, weight="bold", ha="center", va="center", bbox=box)
     ax.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", xlabel="$z_1$", ylabel="$z_2$")
 
 
