@@ -51,7 +51,7 @@ def build(target: Path, root: Path = paths.ROOT) -> list[Path]:
     files = {source: "index.html" if source.suffix == ".md" else f"{source.stem}.html" for source in sources}
     bodies = {files[source]: _body(source) for source in sources}
     if (root / EXPLORER).is_file():
-        _open_on_the_explorer(bodies["index.html"], f"notebooks/{sources[1].name}")
+        _let_the_film_live(bodies["index.html"])
     needed = set().union(*(_localise(bodies[file], source, files, root) for source, file in files.items()))
     scripts = Path(str(resources.files("mathjax"))) / "static" / "mathjax"
     copies = {path: path.relative_to(root) for path in needed} | {scripts / name: MATHJAX[name] for name in MATHJAX}
@@ -131,24 +131,11 @@ def _reading(image: Tag) -> str:
     return f"Figure: {heading}. {' '.join(sentences[:2])}"
 
 
-def _open_on_the_explorer(body: BeautifulSoup, first: str) -> None:
-    """The front page opens on the live explorer and the notebooks, before what is said of installing."""
-    film = body.select_one(f"p:has(> img[src*='{EXPLORER.stem}'])")
+def _let_the_film_live(body: BeautifulSoup) -> None:
+    """Where the README shows a film of the explorer, the page has the explorer itself."""
+    film = body.select_one(f"p:has(img[src*='{EXPLORER.stem}.gif'])")
     if film is not None:
-        film.decompose()  # the explorer itself stands above
-    start = (
-        f'<p><strong>Start here:</strong> <a href="{first}">the first notebook</a>; what each one asks and finds:</p>'
-    )
-    live = BeautifulSoup(FRAME.format(EXPLORER.as_posix()) + start, "html.parser")
-    headings = body.select("h2")
-    section = next((heading for heading in headings if "notebooks" in _text(heading)), None)
-    if section is not None:
-        rest = [section, *section.find_next_siblings()]
-        own = rest[1 : next((i for i, tag in enumerate(rest[1:], 1) if tag.name == "h2"), len(rest))]
-        live.extend([section.extract(), *(tag.extract() for tag in own)])
-    intro = body.select_one("h1 ~ p")
-    if intro is not None:
-        intro.insert_after(live)
+        film.replace_with(BeautifulSoup(FRAME.format(EXPLORER.as_posix()), "html.parser"))
 
 
 def _without_kernel(cell: NotebookNode) -> list[NotebookNode]:
