@@ -21,8 +21,9 @@ from tme_utils.vae import mlp_vae
 TIMEOUT = 60_000  # milliseconds: a busy machine is slow, not wrong
 # Each file, notebook or not, runs on one worker. These begin first, the longest before.
 FIRST = (
-    *("03_conv_vae.ipynb", "02_mlp_vae.ipynb", "test_browser.py", "01_theory_and_kl.ipynb"),
-    *("05_latent_exploration.ipynb", "04_latent_dimension.ipynb", "A_common_mistakes.ipynb", "test_site.py"),
+    *("03_conv_vae.ipynb", "test_browser.py", "02_mlp_vae.ipynb", "01_theory_and_kl.ipynb"),
+    *("05_latent_exploration.ipynb", "04_latent_dimension.ipynb", "A_common_mistakes.ipynb"),
+    *("test_practical.py", "test_site.py"),
 )
 
 settings.register_profile("report", deadline=None, derandomize=True)

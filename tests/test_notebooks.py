@@ -17,6 +17,7 @@ NOTEBOOKS = sorted((paths.ROOT / "notebooks").glob("*.ipynb"))
 N_IGNORED = {"02_mlp_vae.ipynb": 2, "03_conv_vae.ipynb": 1}  # trainings, with a live panel and a progress bar
 IGNORED = re.compile(r"nbval-(?:ignore-output|skip|raises-exception)|raises-exception|#\s*(?:NBVAL|PYTEST_VALIDATE)_\w")
 MAX_LINES = 25
+MAX_WORDS, MAX_WORDS_IN_ALL = 200, 14_000  # of prose: in a cell, and in the report
 MAX_BYTES = 5_000_000
 
 NEVER_IN_CODE = (
@@ -58,6 +59,8 @@ def form(notebook):
             yield "empty cell"
         if cell.cell_type == "code" and len(cell.source.splitlines()) > MAX_LINES:
             yield f"long cell: {cell.source[:60]}"
+        if cell.cell_type == "markdown" and len(cell.source.split()) > MAX_WORDS:
+            yield f"many words: {cell.source[:60]}"
         if set(cell.metadata) - {"tags"}:
             yield f"cell metadata {set(cell.metadata)}"
 
@@ -114,6 +117,11 @@ def test_nothing_is_wrong_with_a_notebook(path):
     assert path.stat().st_size <= MAX_BYTES
 
 
+def test_the_report_is_read_in_an_hour():
+    cells = [cell for path in NOTEBOOKS for cell in cells_of(nbformat.read(path, 4), "markdown")]
+    assert sum(len(cell.source.split()) for cell in cells) <= MAX_WORDS_IN_ALL
+
+
 def test_no_function_is_defined_in_two_notebooks():
     trees = [[n for cell in cells_of(nbformat.read(path, 4)) for n in nodes(cell)] for path in NOTEBOOKS]
     names = [name for tree in trees for name in {n.name for n in tree if isinstance(n, ast.FunctionDef | ast.ClassDef)}]
@@ -155,6 +163,7 @@ BAD = [
     ("more than two code cells in a row", made_of(code(), code(), code())),
     ("empty cell", made_of(code("\n"))),
     ("long cell", made_of(code("x = 1\n" * 26))),
+    ("many words", made_of(new_markdown_cell("word " * 201))),
     ("cell metadata", made_of(code(metadata={"execution": {"iopub.execute_input": "2026-01-01T00:00:00Z"}}))),
     ("output ValueError", shows("error", ename="ValueError", evalue="", traceback=[])),
     ("output stderr", shows(name="stderr", text="UserWarning")),
