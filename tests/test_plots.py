@@ -105,7 +105,6 @@ REFUSED = {
     r"need mu \(N, 2\) .* got \(9, 1\)": lambda: plots.latent_scatter(plt.gca(), PLANE[:, :1], np.zeros(9)),
     r"N labels, got .* \(8,\)": lambda: plots.latent_scatter(plt.gca(), PLANE, np.zeros(8)),
     r"at least one frame": lambda: plots.save_gif([], "none"),
-    r"table must hold at least one row, got none": lambda: plots.seed_dots(pd.DataFrame(), {}),
     r"the same rows, got": lambda: plots.picture_grids({"a": {"2": GRID[0, :, 0]}, "b": {"3": GRID[0, :, 0]}}),
     r"m a multiple of 4, got \(8, 9\)": lambda: plots.holes(np.zeros((8, 9)), GRID, 0.1),
     r"m a multiple of 4, got \(6, 6\)": lambda: plots.holes(np.zeros((6, 6)), GRID, 0.1),
@@ -298,30 +297,6 @@ def test_theory_is_drawn_from_its_arrays():
     fig = plots.gradient_estimators(draws, 1.0, [1, 2], {"reparametrisation": [1, 1], "score function": [9, 8]})
     _, right = drawn(fig, *draws, "exact gradient, 1", "1", "2")
     assert points(right, "o") + points(right, "s") == [[[1, 1], [2, 1]], [[1, 9], [2, 8]]]
-
-
-def test_every_seed_is_a_dot_beside_the_mean_of_its_model_and_a_live_one_a_star():
-    base = {"flow": 80.0, "conv": 90.0, "mlp": 100.0}  # flow: an architecture that nobody foresaw
-    rows = [(name, d, base[name] + seed) for name in base for d in (2, 20) for seed in range(3)]
-    live = {"architecture": "conv", "latent_dim": 20, "score": 89.5}
-    fig = plots.seed_dots(pd.DataFrame(rows, columns=list(live)), {"score": "a title"}, live)
-    above, below = drawn(fig, "101.0", "91.0", "81.0")
-    assert (above.get_title(), below.get_title()) == ("a title", "")
-    assert [ax.get_ylabel() for ax in (above, below)] == ["$d$ = 20\nnats per image", "$d$ = 2\nnats per image"]
-    assert names(below.get_xticklabels()) == ["mlp", "conv", "flow"]
-    for name, marker in [("mlp", "o"), ("conv", "s"), ("flow", "D")]:
-        assert [y for _, y in points(below, marker)[0]] == [base[name], base[name] + 1, base[name] + 2]
-    assert len({line.get_color() for line in below.lines if line.get_marker() in "osD"}) == 3
-    ((star,),) = points(above, "*")
-    assert star[1] == 89.5
-    assert max(x for x, _ in points(above, "s")[0]) + 0.05 < star[0] < 1.3  # hides none of them, and is still theirs
-    assert points(below, "*") == []
-
-
-def test_the_histogram_counts_every_image_on_its_side():
-    fig = plots.difference_histogram([-3.0, 1.0, 2.0, 5.0], ["mlp", "conv"])
-    (ax,) = drawn(fig, "mlp better:\n25 % of the images", "conv better:\n75 % of the images")
-    assert [sum(bar.get_height() for bar in bars) for bars in ax.containers] == [1, 3]
 
 
 def test_a_bound_is_one_line_for_each_seed_beside_what_others_published():

@@ -1,6 +1,5 @@
 """Trained models side by side: seeds, latent dimensions, rates and distortions."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,49 +18,6 @@ ARCHITECTURE_COLOURS = {"mlp": "#56b4e9", "conv": "#7a3b8f"}
 def _look(architecture: str) -> tuple[str, str]:
     """Colour and marker."""
     return ARCHITECTURE_COLOURS.get(architecture, "#d55e00"), {"mlp": "o", "conv": "s"}.get(architecture, "D")
-
-
-def seed_dots(table: pd.DataFrame, scores: Mapping[str, str], live: Mapping[str, Any] | None = None) -> Figure:
-    """Scores (column -> title) of trained models: a dot each, a bar at the mean of the seeds, a star for ``live``."""
-    if table.empty:
-        raise ValueError("the table must hold at least one row, got none")
-    dims = sorted(table["latent_dim"].unique(), reverse=True)
-    found = table["architecture"].unique().tolist()
-    names = sorted(found, key=[*ARCHITECTURE_COLOURS, *found].index)
-    titles = [*scores.values()] + [""] * len(scores) * (len(dims) - 1)  # above the first row alone
-    size, shape = (2.6 * len(scores), 2.7 * len(dims)), (len(dims), len(scores))
-    fig, axes = panel_axes(titles, size, shape, sharex=True)
-    for ax, (dim, score) in zip(axes, itertools.product(dims, scores), strict=True):
-        for name, values in table[table["latent_dim"] == dim].groupby("architecture")[score]:
-            (colour, marker), i, mean = _look(name), names.index(name), values.mean()
-            ax.plot([i - 0.3, i + 0.3], [mean, mean], color=colour)
-            shift = np.linspace(-0.12, 0.12, len(values))
-            ax.plot(i + shift, values, marker, color=colour, markeredgecolor="white")
-            ax.annotate(f"{mean:.1f}", (i + 0.33, mean), fontsize=10, va="center")
-            if live and score in live and (live["architecture"], live["latent_dim"]) == (name, dim):
-                ax.plot(i + 0.22, live[score], "*", color="black", markersize=11, zorder=3)
-        ax.set(xticks=range(len(names)), xticklabels=names, xlim=(-0.5, len(names) - 0.25))
-        ax.margins(y=0.2)
-    for ax, dim in zip(axes[:: len(scores)], dims, strict=True):
-        ax.set_ylabel(f"$d$ = {dim}\nnats per image")
-    return fig
-
-
-def difference_histogram(difference: Any, names: Sequence[str]) -> Figure:
-    """How many images one of two models describes better: recon of the first minus of the second, (N,), in nats."""
-    values = np.asarray(difference, dtype=float)
-    limit = float(np.ceil(np.quantile(np.abs(values), 0.999)))
-    fig, ax = plt.subplots(figsize=(7.5, 3.4))
-    for sign, name in zip((-1, 1), names, strict=True):
-        part = values[np.sign(values) == sign].clip(-limit, limit)
-        label = f"{name} better:\n{100 * len(part) / len(values):.0f} % of the images"
-        ax.hist(part, bins=80, range=(-limit, limit), color=ARCHITECTURE_COLOURS.get(name, "0.5"), label=label)
-    ax.axvline(0, color=COLOURS["reference"], linewidth=1)
-    ax.set(xlabel=f"recon of {names[0]} − recon of {names[1]} (nats)", ylabel="test images", xlim=(-limit, limit))
-    beyond = "one in a thousand lies beyond,\ncounted in the last bars"
-    ax.text(0.99, 0.4, beyond, transform=ax.transAxes, ha="right", fontsize=10)
-    ax.legend(fontsize=11, loc="upper left")
-    return fig
 
 
 def bound_by_samples(table: pd.DataFrame, published: Mapping[str, float]) -> Figure:
