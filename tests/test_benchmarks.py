@@ -65,7 +65,7 @@ def test_the_best_learning_rates_of_the_match_lie_inside_their_grids():
         if row["beta2"] == "0.95":
             scores = tried.setdefault(row["architecture"], {}).setdefault(float(row["max_lr"]), [])
             scores.append(float(row["validation_neg_elbo"]))
-    for architecture in ("mlp", "conv"):
+    for architecture in ("mlp", "mlp_deep", "conv"):
         means = {rate: sum(scores) / len(scores) for rate, scores in tried[architecture].items()}
         assert min(means) < min(means, key=means.get) < max(means)
 
