@@ -2,13 +2,15 @@
 
 A check looks at what a student's function does with tiny tensors in float64 and compares it with exact knowledge: 784
 log 2 nats for even odds, no KL at the prior, rows that know nothing of one another, an integral, a gradient. No right
-version is stored. `MISTAKES` holds wrong ones: a mistake is named only if its wrong version, looked at in the same way,
+version is stored. `KNOWN` holds wrong ones: a mistake is named only if its wrong version, looked at in the same way,
 gives all the same numbers, and no other one does.
 """
 
+import contextlib
 import copy
 import math
 import sys
+from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
@@ -47,7 +49,7 @@ class NotYetError(AssertionError):
         return str(self).splitlines()
 
 
-MISTAKES = []
+KNOWN = {}  # for each part the names of its mistakes: (wrong version, hint, sharper hint)
 _last = {"text": "No check has failed yet."}
 
 
@@ -56,20 +58,15 @@ def hint():
     print(_last["text"])
 
 
-def mistake(part, name, hint, sharper):
-    """Enter the decorated wrong version into the table."""
-
-    def enter(wrong):
-        MISTAKES.append(Mistake(part, name, wrong, hint, sharper))
-        return wrong
-
-    return enter
+def mistakes():
+    """Return the table as a list of all known mistakes."""
+    return [Mistake(part, name, *rest) for part, known in KNOWN.items() for name, rest in known.items()]
 
 
 def table_of_mistakes():
     """Return all known mistakes with both hints as a Markdown table, for the teacher's page."""
     lines = ["| part | mistake | the check says | `checks.hint()` says |", "|---|---|---|---|"]
-    lines += [f"| `{m.part}` | {m.name} | {m.hint} | {m.sharper} |" for m in MISTAKES]
+    lines += [f"| `{m.part}` | {m.name} | {m.hint} | {m.sharper} |" for m in mistakes()]
     return "\n".join(lines)
 
 
@@ -103,7 +100,7 @@ def judge(part, look, given, praise):
 
 def explanations(part, look, seen):
     """Return the known mistakes of a part that, looked at in the same way, show all that was seen."""
-    return [m for m in MISTAKES if m.part == part and same(look(m.wrong)[0], seen)]
+    return [m for m in mistakes() if m.part == part and same(look(m.wrong)[0], seen)]
 
 
 def same(a, b):
@@ -162,31 +159,75 @@ def first(values):
     return values[0] if isinstance(values, list) and values else values
 
 
-class seeded:  # noqa: N801 - it reads as a verb
+@contextlib.contextmanager
+def seeded(seed):
     """Within the block torch and NumPy draw from a seed; afterwards they go on as if nothing had been."""
-
-    def __init__(self, seed):
-        """Keep the seed."""
-        self.seed = seed
-
-    def __enter__(self):
-        """Save the states and seed."""
-        self.before, numpy = torch.get_rng_state(), sys.modules.get("numpy")
-        torch.default_generator.manual_seed(self.seed)
-        if numpy is not None:
-            self.numpy_before = numpy.random.get_state()
-            numpy.random.seed(self.seed)
-
-    def __exit__(self, *_):
-        """Give the states back."""
-        torch.set_rng_state(self.before)
-        if "numpy" in sys.modules and hasattr(self, "numpy_before"):
-            sys.modules["numpy"].random.set_state(self.numpy_before)
+    before, numpy = torch.get_rng_state(), sys.modules.get("numpy")
+    numpy_before = numpy.random.get_state() if numpy else None
+    torch.default_generator.manual_seed(seed)
+    if numpy:
+        numpy.random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+        if numpy:
+            numpy.random.set_state(numpy_before)
 
 
 def some(*size, seed=0):
     """The same normal numbers at every call, float64."""
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+# --- families of mistakes that several parts have
+
+
+def reductions(terms, what, axes):
+    """The wrong sums and means of `terms(...)`, of which those of each image, along `axes`, are to be added up."""
+    return {
+        f"mean over the {what}": (
+            lambda *given: terms(*given).mean(axes),
+            f"One number per image, but the wrong size. How do independent {what} combine?",
+            f"The {what} were averaged. What independent {what} cost adds up, in nats; only then do both terms of the "
+            "loss have the same unit.",
+        ),
+        "sum over everything": (
+            lambda *given: terms(*given).sum(),
+            "One number came for all images together.",
+            "The sum runs over the images as well. Keep one number per image; the batch is averaged in part 5.",
+        ),
+        "wrong axis": (
+            lambda *given: terms(*given).sum(0),
+            "Count the images, and the numbers that came.",
+            f"The sum runs over the axis of the images. It must run over the {what} and leave the images apart.",
+        ),
+    }
+
+
+def gradient_cut(values, consequence):
+    """What has the right values and forgets where they came from."""
+    return (
+        lambda *given: values(*given).detach(),
+        "The values are right. Now think of the way back: can a gradient pass?",
+        f"The graph is cut, by .data, .detach(), .item() or no_grad: {consequence}",
+    )
+
+
+def endings(decoder):
+    """The activations that end a wrong decoder, `decoder(activation)`."""
+    return {
+        "sigmoid at the end": (
+            decoder(nn.Sigmoid()),
+            "These are probabilities. The sheet asks for what comes before them.",
+            "A sigmoid ends the decoder. The cost takes logits and applies it itself: it would be applied twice.",
+        ),
+        "ReLU at the end": (
+            decoder(nn.ReLU()),
+            "A logit may have either sign. Which probability does a logit of 0 stand for?",
+            "A ReLU ends the decoder: no pixel can be less probable than ½, so paper can never be white.",
+        ),
+    }
 
 
 # --- part 0: images
@@ -211,84 +252,28 @@ def look_at_images(to_images):
     ]
 
 
-@mistake(
-    "to_images",
-    "integers 0 to 255 kept",
-    "The numbers have the right order, but not the right range: a probability is never above 1.",
-    "The pixels are still counted from 0 to 255. The whitest one must become 1.",
-)
-def _(pixels):
-    return pixels.unsqueeze(1).float()
-
-
-@mistake(
-    "to_images",
-    "divided by 256",
-    "The range is almost right: look at the largest number.",
-    "255, not 256, is the largest value of a byte; full ink must become exactly 1.",
-)
-def _(pixels):
-    return pixels.unsqueeze(1).float() / 256
-
-
-@mistake(
-    "to_images",
-    "standardised to mean 0 and variance 1",
-    "There are negative numbers. Could a pixel's target probability be one of them?",
-    "The mean was subtracted and the spread divided out, as for a classifier. A Bernoulli's target stays in [0, 1].",
-)
-def _(pixels):
-    return (pixels.unsqueeze(1).float() / 255 - 0.1307) / 0.3081
-
-
-@mistake(
-    "to_images",
-    "scaled to −1 … 1",
-    "Paper should be 0. Look at what an empty pixel became.",
-    "The images run from −1 to 1, the range that goes with a tanh. A Bernoulli's target must run from 0 to 1.",
-)
-def _(pixels):
-    return pixels.unsqueeze(1).float() / 127.5 - 1
-
-
-@mistake(
-    "to_images",
-    "black and white",
-    "Grey levels got lost: look at the pixel of 51.",
-    "Every pixel was rounded or compared with a threshold. The handout asks for grey levels (*niveaux de gris*).",
-)
-def _(pixels):
-    return (pixels.unsqueeze(1) > 127).float()
-
-
-@mistake(
-    "to_images",
-    "integer division",
-    "Grey levels got lost, all but full ink. Which kind of division was it?",
-    "Only full ink is left. Integers divided as integers lose the rest: make the pixels floating point first.",
-)
-def _(pixels):
-    return (pixels.unsqueeze(1) // 255).float()
-
-
-@mistake(
-    "to_images",
-    "no axis for the channel",
-    "The numbers may be right. Count the axes.",
-    "An axis of length 1 for the single channel (grey) is missing behind the first one.",
-)
-def _(pixels):
-    return pixels.float() / 255
-
-
-@mistake(
-    "to_images",
-    "images flattened",
-    "The numbers may be right. Look at how they are arranged.",
-    "The images were laid out as rows of 784. They stay pictures here; the encoder flattens them itself.",
-)
-def _(pixels):
-    return pixels.flatten(1).float() / 255
+KNOWN["to_images"] = {
+    "integers 0 to 255 kept": (
+        lambda pixels: pixels.unsqueeze(1).float(),
+        "The numbers have the right order, but not the right range: a probability is never above 1.",
+        "The pixels are still counted from 0 to 255. The whitest one must become 1.",
+    ),
+    "standardised to mean 0 and variance 1": (
+        lambda pixels: (pixels.unsqueeze(1).float() / 255 - 0.1307) / 0.3081,
+        "There are negative numbers. Could a pixel's target probability be one of them?",
+        "The mean was subtracted and the spread divided out, as for a classifier. A target stays in [0, 1].",
+    ),
+    "black and white": (
+        lambda pixels: (pixels.unsqueeze(1) > 127).float(),
+        "Grey levels got lost: look at the pixel of 51.",
+        "Every pixel was rounded or compared with a threshold. The handout asks for grey levels (*niveaux de gris*).",
+    ),
+    "no axis for the channel": (
+        lambda pixels: pixels.float() / 255,
+        "The numbers may be right. Count the axes.",
+        "An axis of length 1 for the single channel (grey) is missing behind the first one.",
+    ),
+}
 
 
 # --- part 1: encoder and decoder
@@ -344,149 +329,54 @@ def look_at_encoder(encoder_class):
     ]
 
 
-class EncoderLayers(nn.Module):
-    """The layers of the sheet's encoder."""
+def _encoder(answer, features=lambda net, x: net.hidden(x.flatten(1)).relu()):
+    """A class of wrong encoders: `answer` is what they make of their last layers, `features` of the images."""
 
-    def __init__(self, latent_dim, hidden=400):
-        """Make them."""
-        super().__init__()
-        self.hidden = nn.Linear(784, hidden)
-        self.mu = nn.Linear(hidden, latent_dim)
-        self.logvar = nn.Linear(hidden, latent_dim)
+    class Wrong(nn.Module):
+        def __init__(self, latent_dim, hidden=400):
+            super().__init__()
+            self.hidden = nn.Linear(784, hidden)
+            self.mu, self.logvar = nn.Linear(hidden, latent_dim), nn.Linear(hidden, latent_dim)
 
-    def features(self, x):
-        """The hidden units."""
-        return F.relu(self.hidden(x.flatten(1)))
+        def forward(self, x):
+            h = features(self, x)
+            return answer(self.mu(h), self.logvar(h))
 
-
-def _with_forward(layers):
-    """Turn a function (net, input) into a class of these layers with that function as its forward."""
-    return lambda forward: type("Wrong", (layers,), {"forward": forward})
+    return Wrong
 
 
-def _wrong_encoder(name, hint, sharper):
-    enter, to_class = mistake("Encoder", name, hint, sharper), _with_forward(EncoderLayers)
-    return lambda forward: enter(to_class(forward))
-
-
-@_wrong_encoder(
-    "ReLU on mu",
-    "A mean may lie anywhere on the line. Yours lost its sign.",
-    "mu went through a ReLU. A mean is a location: its layer's output is it, with nothing after.",
-)
-def _(net, x):
-    h = net.features(x)
-    return F.relu(net.mu(h)), net.logvar(h)
-
-
-@_wrong_encoder(
-    "tanh on mu",
-    "A mean may lie anywhere on the line. Yours cannot go beyond 1.",
-    "mu went through a tanh. A mean is a location: its layer's output is it, with nothing after.",
-)
-def _(net, x):
-    h = net.features(x)
-    return net.mu(h).tanh(), net.logvar(h)
-
-
-@_wrong_encoder(
-    "sigmoid on mu",
-    "A mean may lie anywhere on the line. Yours lies between 0 and 1.",
-    "mu went through a sigmoid, which belongs to probabilities. Its layer's output is the mean, with nothing after.",
-)
-def _(net, x):
-    h = net.features(x)
-    return net.mu(h).sigmoid(), net.logvar(h)
-
-
-@_wrong_encoder(
-    "softplus on logvar",
-    "A variance is positive. Must its logarithm be?",
-    "logvar went through a softplus. The logarithm is there so that any real number will do: nothing after the layer.",
-)
-def _(net, x):
-    h = net.features(x)
-    return net.mu(h), F.softplus(net.logvar(h))
-
-
-@_wrong_encoder(
-    "ReLU on logvar",
-    "A variance is positive. Must its logarithm be?",
-    "logvar went through a ReLU: no variance below 1 is left, and an encoder needs them. Nothing after the layer.",
-)
-def _(net, x):
-    h = net.features(x)
-    return net.mu(h), F.relu(net.logvar(h))
-
-
-@_wrong_encoder(
-    "variance returned for its logarithm",
-    "The second answer is positive and has the right size for something else. Read its name again.",
-    "The exponential was taken here already: what is returned is σ², and the sheet asks for log σ² (*logsigma*).",
-)
-def _(net, x):
-    h = net.features(x)
-    return net.mu(h), net.logvar(h).exp()
-
-
-@_wrong_encoder(
-    "logarithm of the square of a raw output",
-    "The second answer went through a function that forgets the sign.",
-    "The layer's output was taken for σ and log(σ²) computed from it. Here it *is* log σ²: no logarithm is needed.",
-)
-def _(net, x):
-    h = net.features(x)
-    return net.mu(h), net.logvar(h).square().log()
-
-
-@_wrong_encoder(
-    "mu and logvar swapped",
-    "Both numbers are there. In which order?",
-    "logvar was returned first. Everything below unpacks `mu, logvar`.",
-)
-def _(net, x):
-    h = net.features(x)
-    return net.logvar(h), net.mu(h)
-
-
-@_wrong_encoder(
-    "one layer for both",
-    "mu is right. Follow the other answer back to its layer.",
-    "The second answer comes from the layer mu as well; the layer logvar is never used.",
-)
-def _(net, x):
-    h = net.features(x)
-    return net.mu(h), net.mu(h)
-
-
-@_wrong_encoder(
-    "no ReLU",
-    "Negative hidden units came through.",
-    "There is no ReLU between the two linear layers: without it both together are one linear map.",
-)
-def _(net, x):
-    h = net.hidden(x.flatten(1))
-    return net.mu(h), net.logvar(h)
-
-
-@_wrong_encoder(
-    "sigmoid in place of the ReLU",
-    "Hidden units lie between 0 and 1.",
-    "The hidden layer goes through a sigmoid; the sheet asks for a ReLU there.",
-)
-def _(net, x):
-    h = net.hidden(x.flatten(1)).sigmoid()
-    return net.mu(h), net.logvar(h)
-
-
-@_wrong_encoder(
-    "images not flattened",
-    "The linear layer met something that has no 784 numbers in its last axis.",
-    "The images came in as pictures, (B, 1, 28, 28). The layer wants rows, (B, 784).",
-)
-def _(net, x):
-    h = F.relu(net.hidden(x))
-    return net.mu(h), net.logvar(h)
+KNOWN["Encoder"] = {
+    "ReLU on mu": (
+        _encoder(lambda mu, logvar: (mu.relu(), logvar)),
+        "A mean may lie anywhere on the line. Yours lost its sign.",
+        "mu went through a ReLU. A mean is a location: its layer's output is it, with nothing after.",
+    ),
+    "sigmoid on mu": (
+        _encoder(lambda mu, logvar: (mu.sigmoid(), logvar)),
+        "A mean may lie anywhere on the line. Yours lies between 0 and 1.",
+        "mu went through a sigmoid, which belongs to probabilities. Its layer's output is it, with nothing after.",
+    ),
+    "ReLU on logvar": (
+        _encoder(lambda mu, logvar: (mu, logvar.relu())),
+        "A variance is positive. Must its logarithm be?",
+        "logvar went through a ReLU: no variance below 1 is left, and an encoder needs them. Nothing after the layer.",
+    ),
+    "variance returned for its logarithm": (
+        _encoder(lambda mu, logvar: (mu, logvar.exp())),
+        "The second answer is positive and has the right size for something else. Read its name again.",
+        "The exponential was taken here already: what is returned is σ², and the sheet asks for log σ² (*logsigma*).",
+    ),
+    "logarithm of the square of a raw output": (
+        _encoder(lambda mu, logvar: (mu, logvar.square().log())),
+        "The second answer went through a function that forgets the sign.",
+        "The layer's output was taken for σ and log(σ²) computed from it. Here it *is* log σ²: no logarithm is needed.",
+    ),
+    "images not flattened": (
+        _encoder(lambda mu, logvar: (mu, logvar), features=lambda net, x: net.hidden(x).relu()),
+        "The linear layer met something that has no 784 numbers in its last axis.",
+        "The images came in as pictures, (B, 1, 28, 28). The layer wants rows, (B, 784).",
+    ),
+}
 
 
 def decoder(decoder_class):
@@ -519,77 +409,26 @@ def look_at_decoder(decoder_class):
     ]
 
 
-class DecoderLayers(nn.Module):
-    """The layers of the sheet's decoder."""
+def _decoder(*last):
+    """A decoder with the sheet's layers in their order, and what comes `last`."""
 
-    def __init__(self, latent_dim, hidden=400):
-        """Make them."""
-        super().__init__()
-        self.hidden = nn.Linear(latent_dim, hidden)
-        self.out = nn.Linear(hidden, 784)
+    class Wrong(nn.Sequential):
+        def __init__(self, latent_dim, hidden=400):
+            layers = {"hidden": nn.Linear(latent_dim, hidden), "relu": nn.ReLU(), "out": nn.Linear(hidden, 784)}
+            super().__init__(OrderedDict(layers))
+            self.extend(last)
 
-    def features(self, z):
-        """The hidden units."""
-        return F.relu(self.hidden(z))
+    return Wrong
 
 
-def _wrong_decoder(name, hint, sharper):
-    enter, to_class = mistake("Decoder", name, hint, sharper), _with_forward(DecoderLayers)
-    return lambda forward: enter(to_class(forward))
-
-
-@_wrong_decoder(
-    "sigmoid at the end",
-    "These are probabilities. The sheet asks for what comes before them.",
-    "A sigmoid ends the decoder. The cost below takes logits and applies it itself: it would be applied twice.",
-)
-def _(net, z):
-    return net.out(net.features(z)).sigmoid().view(-1, 1, 28, 28)
-
-
-@_wrong_decoder(
-    "ReLU at the end",
-    "A logit may have either sign. Which probability does a logit of 0 stand for?",
-    "A ReLU ends the decoder: no pixel can be less probable than ½, so paper can never be white.",
-)
-def _(net, z):
-    return F.relu(net.out(net.features(z))).view(-1, 1, 28, 28)
-
-
-@_wrong_decoder(
-    "tanh at the end",
-    "A logit may be any number. Yours cannot go beyond 1.",
-    "A tanh ends the decoder: probabilities would stay between 0.27 and 0.73. The last layer's output is the logits.",
-)
-def _(net, z):
-    return net.out(net.features(z)).tanh().view(-1, 1, 28, 28)
-
-
-@_wrong_decoder(
-    "rows instead of pictures",
-    "The numbers may be right. Look at how they are arranged.",
-    "The logits are rows of 784; an image has the shape (1, 28, 28).",
-)
-def _(net, z):
-    return net.out(net.features(z))
-
-
-@_wrong_decoder(
-    "no axis for the channel",
-    "The numbers may be right. Count the axes.",
-    "The pictures lack their channel axis, and (B, 28, 28) beside (B, 1, 28, 28) would broadcast silently.",
-)
-def _(net, z):
-    return net.out(net.features(z)).view(-1, 28, 28)
-
-
-@_wrong_decoder(
-    "no ReLU",
-    "Negative hidden units came through.",
-    "There is no ReLU between the two linear layers: without it both together are one linear map.",
-)
-def _(net, z):
-    return net.out(net.hidden(z)).view(-1, 1, 28, 28)
+KNOWN["Decoder"] = {
+    **endings(lambda activation: _decoder(activation, nn.Unflatten(1, (1, 28, 28)))),
+    "rows instead of pictures": (
+        _decoder(),
+        "The numbers may be right. Look at how they are arranged.",
+        "The logits are rows of 784; an image has the shape (1, 28, 28).",
+    ),
+}
 
 
 # --- part 2: the draw
@@ -666,186 +505,50 @@ def look_at_draws(reparameterize):
     ]
 
 
-@mistake(
-    "reparameterize",
-    "σ² for σ",
-    "The noise has the wrong width. Compare it with σ, and with what the encoder gives you.",
-    "The noise is scaled by the variance. logvar is log σ²: which power of e gives σ?",
-)
-def _(mu, logvar):
-    return mu + logvar.exp() * torch.randn_like(mu)
+def _sigma(logvar):
+    return (0.5 * logvar).exp()
 
 
-@mistake(
-    "reparameterize",
-    "log σ² used as σ",
-    "The noise has the wrong width: at σ = 1 there is none at all.",
-    "logvar itself multiplies the noise. It is a logarithm: a step is missing.",
-)
-def _(mu, logvar):
-    return mu + logvar * torch.randn_like(mu)
+def _draw(width=_sigma, noise=torch.randn_like):
+    """A draw whose noise has the wrong width, or is the wrong noise."""
+    return lambda mu, logvar: mu + width(logvar) * noise(mu)
 
 
-@mistake(
-    "reparameterize",
-    "2 log σ² in the exponent",
-    "The noise has the wrong width: much too wide where σ is above 1.",
-    "The exponent was multiplied where it should be halved: σ⁴ came out.",
-)
-def _(mu, logvar):
-    return mu + (2 * logvar).exp() * torch.randn_like(mu)
-
-
-@mistake(
-    "reparameterize",
-    "1/σ for σ",
-    "The noise is wide where it should be narrow.",
-    "There is a minus in the exponent that does not belong there.",
-)
-def _(mu, logvar):
-    return mu + (-0.5 * logvar).exp() * torch.randn_like(mu)
-
-
-@mistake(
-    "reparameterize",
-    "√(log σ²) for σ",
-    "At σ = 1 there is no noise, and below it is not a number.",
-    "A root was taken of logvar itself. Undo the logarithm first.",
-)
-def _(mu, logvar):
-    return mu + logvar.sqrt() * torch.randn_like(mu)
-
-
-@mistake(
-    "reparameterize",
-    "one noise vector for the whole batch",
-    "Whose noise is it? Compare two images.",
-    "One vector is drawn and broadcast over the batch. Every image needs its own: look at the shape of the noise.",
-)
-def _(mu, logvar):
-    return mu + (0.5 * logvar).exp() * torch.randn(mu.shape[-1], dtype=mu.dtype)
-
-
-@mistake(
-    "reparameterize",
-    "one number for all coordinates",
-    "Compare two coordinates of one image.",
-    "One number is drawn for each image and used for all its coordinates: look at the shape of the noise.",
-)
-def _(mu, logvar):
-    return mu + (0.5 * logvar).exp() * torch.randn(len(mu), 1, dtype=mu.dtype)
-
-
-@mistake(
-    "reparameterize",
-    "one number for everything",
-    "All images and all coordinates move together.",
-    "A single number is drawn for the whole batch: look at the shape of the noise.",
-)
-def _(mu, logvar):
-    return mu + (0.5 * logvar).exp() * torch.randn(1, dtype=mu.dtype)
-
-
-@mistake(
-    "reparameterize",
-    "noise not drawn anew",
-    "Call it twice and compare.",
-    "The noise is the same at every call: it is seeded inside, or drawn once outside. Draw it in here, without a seed.",
-)
-def _(mu, logvar):
-    eps = torch.randn(mu.shape, generator=torch.Generator().manual_seed(0), dtype=mu.dtype)
-    return mu + (0.5 * logvar).exp() * eps
-
-
-@mistake(
-    "reparameterize",
-    "uniform noise",
-    "The noise is not centred on 0.",
-    "The noise is uniform on [0, 1]. N(0, I) is asked for; torch's two functions differ by one letter.",
-)
-def _(mu, logvar):
-    return mu + (0.5 * logvar).exp() * torch.rand_like(mu)
-
-
-@mistake(
-    "reparameterize",
-    "uniform noise around 0",
-    "The noise is too narrow, and it has no tails.",
-    "The noise is uniform between −1 and 1. N(0, I) is asked for, for which torch has a function of its own.",
-)
-def _(mu, logvar):
-    return mu + (0.5 * logvar).exp() * (2 * torch.rand_like(mu) - 1)
-
-
-@mistake(
-    "reparameterize",
-    "no noise",
-    "Where is the draw?",
-    "z is mu: nothing random is in it. The handout's last step, σ ⊙ ε, is missing.",
-)
-def _(mu, logvar):
-    return mu + 0 * logvar
-
-
-@mistake(
-    "reparameterize",
-    "mu forgotten",
-    "With σ = 0 the draw must be mu.",
-    "Only the noise is returned. It has to be added to something.",
-)
-def _(mu, logvar):
-    return 0 * mu + (0.5 * logvar).exp() * torch.randn_like(mu)
-
-
-@mistake(
-    "reparameterize",
-    "bracket around mu + σ",
-    "With σ = 0 the draw must be mu. Think of which factor belongs to the noise.",
-    "mu is multiplied by the noise as well: there is a bracket too many, or one in the wrong place.",
-)
-def _(mu, logvar):
-    return (mu + (0.5 * logvar).exp()) * torch.randn_like(mu)
-
-
-@mistake(
-    "reparameterize",
-    "σ added to the noise",
-    "With σ = 0 the draw must be mu: no noise may be left.",
-    "σ is added to the noise. It has to multiply it.",
-)
-def _(mu, logvar):
-    return mu + (0.5 * logvar).exp() + torch.randn_like(mu)
-
-
-@mistake(
-    "reparameterize",
-    "gradient cut",
-    "The values are right. Now think of the way back: can a gradient pass?",
-    "The graph is cut: by .data, .detach(), .item(), no_grad, or a sampler like torch.normal, through which no "
-    "gradient passes. Only ε may be drawn; the rest is arithmetic.",
-)
-def _(mu, logvar):
-    return (mu + (0.5 * logvar).exp() * torch.randn_like(mu)).detach()
-
-
-@mistake(
-    "reparameterize",
-    "gradient of σ cut",
-    "The values are right, and mu learns. Does σ?",
-    "σ was taken out of the graph (.data, .detach(), .item() or no_grad): the encoder could never learn its widths.",
-)
-def _(mu, logvar):
-    return mu + (0.5 * logvar.detach()).exp() * torch.randn_like(mu)
-
-
-@mistake(
-    "reparameterize",
-    "gradient of mu cut",
-    "The values are right, and σ learns. Does mu?",
-    "mu was taken out of the graph (.data, .detach(), .item() or no_grad): the encoder could never learn its means.",
-)
-def _(mu, logvar):
-    return mu.detach() + (0.5 * logvar).exp() * torch.randn_like(mu)
+KNOWN["reparameterize"] = {
+    "σ² for σ": (
+        _draw(width=torch.exp),
+        "The noise has the wrong width. Compare it with σ, and with what the encoder gives you.",
+        "The noise is scaled by the variance. logvar is log σ²: which power of e gives σ?",
+    ),
+    "log σ² used as σ": (
+        _draw(width=lambda logvar: logvar),
+        "The noise has the wrong width: at σ = 1 there is none at all.",
+        "logvar itself multiplies the noise. It is a logarithm: a step is missing.",
+    ),
+    "one noise vector for the whole batch": (
+        _draw(noise=lambda mu: torch.randn(mu.shape[-1], dtype=mu.dtype)),
+        "Whose noise is it? Compare two images.",
+        "One vector is drawn and broadcast over the batch. Every image needs its own: look at the shape of the noise.",
+    ),
+    "one number for all coordinates": (
+        _draw(noise=lambda mu: torch.randn(len(mu), 1, dtype=mu.dtype)),
+        "Compare two coordinates of one image.",
+        "One number is drawn for each image and used for all its coordinates: look at the shape of the noise.",
+    ),
+    "noise not drawn anew": (
+        _draw(noise=lambda mu: some(*mu.shape)),
+        "Call it twice and compare.",
+        "The noise is the same at every call: it is seeded inside, or drawn once outside. Draw it in here and anew.",
+    ),
+    "uniform noise": (
+        _draw(noise=torch.rand_like),
+        "The noise is not centred on 0.",
+        "The noise is uniform on [0, 1]. N(0, I) is asked for; torch's two functions differ by one letter.",
+    ),
+    "gradient cut": gradient_cut(
+        _draw(), "only ε may be drawn (torch.normal, too, stops a gradient); the rest is arithmetic."
+    ),
+}
 
 
 # --- part 3: the KL divergence
@@ -890,204 +593,36 @@ def look_at_kl(kl_divergence):
     ]
 
 
-@mistake(
-    "kl_divergence",
-    "sign",
-    "A KL divergence is never negative. Yours always is.",
-    "This is minus the KL: the form in which it stands in the ELBO. The handout's ½ has a sign before it.",
-)
-def _(mu, logvar):
-    return 0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(1)
+def _bracket(mu, logvar):
+    return 1 + logvar - mu.square() - logvar.exp()
 
 
-@mistake(
-    "kl_divergence",
-    "½ forgotten",
-    "Everything has the right form. Compare the sizes.",
-    "Everything is twice too large: a factor is missing.",
-)
-def _(mu, logvar):
-    return -(1 + logvar - mu.square() - logvar.exp()).sum(1)
-
-
-@mistake(
-    "kl_divergence",
-    "sign, and ½ forgotten",
-    "A KL divergence is never negative. Yours always is, and the size is wrong too.",
-    "Both the sign and the ½ before the sum are missing.",
-)
-def _(mu, logvar):
-    return (1 + logvar - mu.square() - logvar.exp()).sum(1)
-
-
-@mistake(
-    "kl_divergence",
-    "the 1 forgotten",
-    "At the prior nothing must be left.",
-    "A constant is missing in the bracket: at the prior its terms do not cancel.",
-)
-def _(mu, logvar):
-    return -0.5 * (logvar - mu.square() - logvar.exp()).sum(1)
-
-
-@mistake(
-    "kl_divergence",
-    "mean over the coordinates",
-    "One number per image, but the wrong size. How do independent coordinates combine?",
-    "The coordinates were averaged. Information adds up: the KL of independent coordinates is their sum.",
-)
-def _(mu, logvar):
-    return -0.5 * (1 + logvar - mu.square() - logvar.exp()).mean(1)
-
-
-@mistake(
-    "kl_divergence",
-    "summed over the batch too",
-    "One number came for all images together.",
-    "The sum runs over the images as well. Name the axis of the coordinates.",
-)
-def _(mu, logvar):
-    return -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum()
-
-
-@mistake(
-    "kl_divergence",
-    "averaged over everything",
-    "One number came for all images together, and a small one.",
-    "Both axes were averaged: the coordinates must be summed, and the images left alone.",
-)
-def _(mu, logvar):
-    return -0.5 * (1 + logvar - mu.square() - logvar.exp()).mean()
-
-
-@mistake(
-    "kl_divergence",
-    "averaged over the batch here",
-    "The coordinates are summed; then one number came for all images.",
-    "The mean over the batch belongs to the loss, in part 5. Here every image keeps its number.",
-)
-def _(mu, logvar):
-    return -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(1).mean()
-
-
-@mistake(
-    "kl_divergence",
-    "wrong axis",
-    "Count: there are four images and three coordinates.",
-    "The sum runs over the images and leaves the coordinates: it is the other axis.",
-)
-def _(mu, logvar):
-    return -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(0)
-
-
-@mistake(
-    "kl_divergence",
-    "not summed",
-    "Every coordinate kept its own number.",
-    "The sum over the coordinates is missing.",
-)
-def _(mu, logvar):
-    return -0.5 * (1 + logvar - mu.square() - logvar.exp())
-
-
-@mistake(
-    "kl_divergence",
-    "σ for σ²",
-    "Means are priced rightly, widths are not. At σ = 2, which of your terms is which?",
-    "The last term is σ where the formula has σ²: logvar was halved in the exponent, as for a draw.",
-)
-def _(mu, logvar):
-    return -0.5 * (1 + logvar - mu.square() - (0.5 * logvar).exp()).sum(1)
-
-
-@mistake(
-    "kl_divergence",
-    "log σ for log σ²",
-    "Means are priced rightly, widths are not. At σ = 2, which of your terms is which?",
-    "logvar was halved outside the exponential: it is log σ² already, as the formula asks.",
-)
-def _(mu, logvar):
-    return -0.5 * (1 + 0.5 * logvar - mu.square() - logvar.exp()).sum(1)
-
-
-@mistake(
-    "kl_divergence",
-    "logvar taken for log σ",
-    "Means are priced rightly, widths are not. At σ = 2, which of your terms is which?",
-    "logvar was treated as log σ and doubled. It is log σ² already (*logsigma*).",
-)
-def _(mu, logvar):
-    return -0.5 * (1 + 2 * logvar - mu.square() - (2 * logvar).exp()).sum(1)
-
-
-@mistake(
-    "kl_divergence",
-    "logvar taken for σ²",
-    "The widths are priced by the wrong quantity: at logvar = 0 something explodes.",
-    "logvar was used as the variance, and its logarithm taken. It is a logarithm already.",
-)
-def _(mu, logvar):
-    return -0.5 * (1 + logvar.log() - mu.square() - logvar).sum(1)
-
-
-@mistake(
-    "kl_divergence",
-    "σ² without its exponential",
-    "The widths cost nothing at all.",
-    "In the last place stands logvar, not its exponential: it cancels the term before.",
-)
-def _(mu, logvar):
-    return -0.5 * (1 + logvar - mu.square() - logvar - 1).sum(1)
-
-
-@mistake(
-    "kl_divergence",
-    "mu not squared",
-    "Moving the mean to one side must cost as much as to the other.",
-    "mu stands in the formula without its square.",
-)
-def _(mu, logvar):
-    return -0.5 * (1 + logvar - mu - logvar.exp()).sum(1)
-
-
-@mistake(
-    "kl_divergence",
-    "mu² with the wrong sign",
-    "Moving the mean away from 0 must cost something. Here it earns.",
-    "The sign before μ² is wrong: read the bracket term by term.",
-)
-def _(mu, logvar):
-    return -0.5 * (1 + logvar + mu.square() - logvar.exp()).sum(1)
-
-
-@mistake(
-    "kl_divergence",
-    "mu forgotten",
-    "Moving the mean costs nothing.",
-    "The term with mu is missing.",
-)
-def _(mu, logvar):
-    return -0.5 * (1 + logvar - logvar.exp()).sum(1) + 0 * mu.sum(1)
-
-
-@mistake(
-    "kl_divergence",
-    "the other direction, KL(p ‖ q)",
-    "It is a divergence, of the same two densities. In which order?",
-    "This is KL(p ‖ q). A KL divergence is not symmetric: the expectation is to be taken under q.",
-)
-def _(mu, logvar):
-    return 0.5 * (logvar - 1 + (1 + mu.square()) / logvar.exp()).sum(1)
-
-
-@mistake(
-    "kl_divergence",
-    "gradient cut",
-    "The values are right. Can a gradient pass?",
-    "The graph is cut (.data, .detach(), .item() or no_grad): the penalty would penalise nobody.",
-)
-def _(mu, logvar):
-    return (-0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(1)).detach()
+KNOWN["kl_divergence"] = {
+    "sign": (
+        lambda mu, logvar: 0.5 * _bracket(mu, logvar).sum(1),
+        "A KL divergence is never negative. Yours always is.",
+        "This is minus the KL: the form in which it stands in the ELBO. The handout's ½ has a sign before it.",
+    ),
+    "½ forgotten": (
+        lambda mu, logvar: -_bracket(mu, logvar).sum(1),
+        "Everything has the right form. Compare the sizes.",
+        "Everything is twice too large: a factor is missing.",
+    ),
+    "the 1 forgotten": (
+        lambda mu, logvar: -0.5 * (_bracket(mu, logvar) - 1).sum(1),
+        "At the prior nothing must be left.",
+        "A constant is missing in the bracket: at the prior its terms do not cancel.",
+    ),
+    "σ for σ²": (
+        lambda mu, logvar: -0.5 * (1 + logvar - mu.square() - _sigma(logvar)).sum(1),
+        "Means are priced rightly, widths are not. At σ = 2, which of your terms is which?",
+        "The last term is σ where the formula has σ²: logvar was halved in the exponent, as for a draw.",
+    ),
+    **reductions(lambda mu, logvar: -0.5 * _bracket(mu, logvar), "coordinates", axes=1),
+    "gradient cut": gradient_cut(
+        lambda mu, logvar: -0.5 * _bracket(mu, logvar).sum(1), "the penalty would penalise nobody."
+    ),
+}
 
 
 # --- part 4: the likelihood
@@ -1127,181 +662,48 @@ def look_at_cost(reconstruction_cost):
     ]
 
 
-def _bce(logits, x, **options):
-    return F.binary_cross_entropy_with_logits(logits, x, **options)
+def _by_pixel(logits, x):
+    return F.binary_cross_entropy_with_logits(logits, x, reduction="none")
 
 
-@mistake(
-    "reconstruction_cost",
-    "mean over the pixels",
-    "One number per image, 784 times too small.",
-    "The pixels were averaged. Log-likelihoods of independent pixels add up; only then do both terms of the loss have "
-    "the same unit.",
-)
-def _(logits, x):
-    return _bce(logits, x, reduction="none").mean((1, 2, 3))
-
-
-@mistake(
-    "reconstruction_cost",
-    "mean over everything",
-    "One small number came for the whole batch: the function's own default.",
-    "The cross-entropy averages over pixels and images unless it is told otherwise: look at its argument `reduction`.",
-)
-def _(logits, x):
-    return _bce(logits, x)
-
-
-@mistake(
-    "reconstruction_cost",
-    "sum over everything",
-    "One large number came for the whole batch.",
-    "The sum runs over the images as well. Keep one number per image; the batch is averaged in part 5.",
-)
-def _(logits, x):
-    return _bce(logits, x, reduction="sum")
-
-
-@mistake(
-    "reconstruction_cost",
-    "averaged over the batch here",
-    "The pixels are summed; then one number came for all images.",
-    "The mean over the batch belongs to the loss, in part 5. Here every image keeps its number.",
-)
-def _(logits, x):
-    return _bce(logits, x, reduction="sum") / len(x)
-
-
-@mistake(
-    "reconstruction_cost",
-    "wrong axes",
-    "Count the images, and the numbers that came.",
-    "The sum runs over the axis of the images. It must run over the three others.",
-)
-def _(logits, x):
-    return _bce(logits, x, reduction="none").sum(0)
-
-
-@mistake(
-    "reconstruction_cost",
-    "not summed",
-    "Every pixel kept its own number.",
-    "The sum over the pixels is missing.",
-)
-def _(logits, x):
-    return _bce(logits, x, reduction="none")
-
-
-@mistake(
-    "reconstruction_cost",
-    "summed over one axis of pixels only",
-    "Some pixels were summed, not all: count the axes that are left.",
-    "A picture has three axes, channel, row and column: all three are summed over.",
-)
-def _(logits, x):
-    return _bce(logits, x, reduction="none").sum(1)
-
-
-@mistake(
-    "reconstruction_cost",
-    "sigmoid twice",
-    "Logits of ±50 are certainty, and right. Yet they cost: who was told ½ where 0 was meant?",
-    "A sigmoid was applied to the logits, and the function with `with_logits` applies another one.",
-)
-def _(logits, x):
-    return _bce(logits.sigmoid(), x, reduction="none").sum((1, 2, 3))
-
-
-@mistake(
-    "reconstruction_cost",
-    "probabilities meant, logits given",
-    "The function refused numbers outside [0, 1].",
-    "This cross-entropy takes probabilities, and logits were given. There is a version that takes logits.",
-)
-def _(logits, x):
-    return F.binary_cross_entropy(logits, x, reduction="none").sum((1, 2, 3))
-
-
-@mistake(
-    "reconstruction_cost",
-    "through a rounded probability",
-    "Almost everything is right. Only the very surprised pixel costs too little.",
-    "The logits became probabilities first, and the logarithm of almost 0 was cut at −100: no gradient comes from "
-    "there. Take the function that takes logits.",
-)
-def _(logits, x):
-    return F.binary_cross_entropy(logits.sigmoid(), x, reduction="none").sum((1, 2, 3))
-
-
-@mistake(
-    "reconstruction_cost",
-    "logarithm of 0",
-    "Where the decoder is certain, the result is not a number.",
-    "The logits became probabilities, rounded to 1, and 0 · log 0 was computed. Take the function that takes logits.",
-)
-def _(logits, x):
-    p = logits.sigmoid()
-    return -(x * p.log() + (1 - x) * (1 - p).log()).sum((1, 2, 3))
-
-
-@mistake(
-    "reconstruction_cost",
-    "squared error",
-    "At even odds the price must not depend on the image. Yours does.",
-    "This is a squared error: the likelihood of a Gaussian with a fixed width. The sheet asks for a Bernoulli.",
-)
-def _(logits, x):
-    return (logits.sigmoid() - x).square().sum((1, 2, 3))
-
-
-@mistake(
-    "reconstruction_cost",
-    "squared error on logits",
-    "At even odds the price must not depend on the image. Yours does.",
-    "The logits themselves were compared with the image, by a squared error. The sheet asks for a Bernoulli.",
-)
-def _(logits, x):
-    return (logits - x).square().sum((1, 2, 3))
-
-
-@mistake(
-    "reconstruction_cost",
-    "paper forgotten",
-    "At even odds white pixels cost as much as black ones. Yours are free.",
-    "Only x log π was summed. A Bernoulli has a second term, for paper.",
-)
-def _(logits, x):
-    return -(x * F.logsigmoid(logits)).sum((1, 2, 3))
-
-
-@mistake(
-    "reconstruction_cost",
-    "sign",
-    "The size is right. A cost is never negative.",
-    "This is the log-likelihood. The loss needs minus it.",
-)
-def _(logits, x):
-    return -_bce(logits, x, reduction="none").sum((1, 2, 3))
-
-
-@mistake(
-    "reconstruction_cost",
-    "arguments swapped",
-    "Who is the target?",
-    "The image and the logits changed places: the first argument is the prediction.",
-)
-def _(logits, x):
-    return _bce(x, logits, reduction="none").sum((1, 2, 3))
-
-
-@mistake(
-    "reconstruction_cost",
-    "gradient cut",
-    "The values are right. Can a gradient pass?",
-    "The graph is cut (.data, .detach(), .item() or no_grad): the decoder would learn nothing.",
-)
-def _(logits, x):
-    return _bce(logits, x, reduction="none").sum((1, 2, 3)).detach()
+KNOWN["reconstruction_cost"] = {
+    **reductions(_by_pixel, "pixels", axes=(1, 2, 3)),
+    "mean over everything": (
+        F.binary_cross_entropy_with_logits,
+        "One small number came for the whole batch: the function's own default.",
+        "The cross-entropy averages over pixels and images unless it is told otherwise: look at its argument "
+        "`reduction`.",
+    ),
+    "sigmoid twice": (
+        lambda logits, x: _by_pixel(logits.sigmoid(), x).sum((1, 2, 3)),
+        "Logits of ±50 are certainty, and right. Yet they cost: who was told ½ where 0 was meant?",
+        "A sigmoid was applied to the logits, and the function with `with_logits` applies another one.",
+    ),
+    "probabilities meant, logits given": (
+        lambda logits, x: F.binary_cross_entropy(logits, x, reduction="none").sum((1, 2, 3)),
+        "The function refused numbers outside [0, 1].",
+        "This cross-entropy takes probabilities, and logits were given. There is a version that takes logits.",
+    ),
+    "through a rounded probability": (
+        lambda logits, x: F.binary_cross_entropy(logits.sigmoid(), x, reduction="none").sum((1, 2, 3)),
+        "Almost everything is right. Only the very surprised pixel costs too little.",
+        "The logits became probabilities first, and the logarithm of almost 0 was cut at −100: no gradient comes from "
+        "there. Take the function that takes logits.",
+    ),
+    "squared error": (
+        lambda logits, x: (logits.sigmoid() - x).square().sum((1, 2, 3)),
+        "At even odds the price must not depend on the image. Yours does.",
+        "This is a squared error: the likelihood of a Gaussian with a fixed width. The sheet asks for a Bernoulli.",
+    ),
+    "sign": (
+        lambda logits, x: -_by_pixel(logits, x).sum((1, 2, 3)),
+        "The size is right. A cost is never negative.",
+        "This is the log-likelihood. The loss needs minus it.",
+    ),
+    "gradient cut": gradient_cut(
+        lambda logits, x: _by_pixel(logits, x).sum((1, 2, 3)), "the decoder would learn nothing."
+    ),
+}
 
 
 # --- part 5: loss and training
@@ -1382,146 +784,49 @@ def look_at_loss(negative_elbo):
     ]
 
 
-def _wrong_loss(name, hint, sharper):
-    return mistake("negative_elbo", name, hint, sharper)
+def _combined(combine, noise=1.0):
+    """A loss that combines both terms in a wrong way, or takes them with too little noise."""
+    return lambda model, x: combine(*model.terms(x, noise))
 
 
-@_wrong_loss(
-    "KL subtracted",
-    "Both terms are costs.",
-    "The KL was subtracted: the loss would reward codes far from the prior, without end.",
-)
-def _(model, x):
-    recon, kl = model.terms(x)
-    return (recon - kl).mean()
-
-
-@_wrong_loss(
-    "minus the loss",
-    "The size is right. Which way does an optimiser go?",
-    "This is the ELBO. An optimiser minimises: give it minus that.",
-)
-def _(model, x):
-    recon, kl = model.terms(x)
-    return -(recon + kl).mean()
-
-
-@_wrong_loss(
-    "KL forgotten",
-    "Something costs nothing here.",
-    "Only the reconstruction is left: this is an auto-encoder, and nothing ties its codes to the prior.",
-)
-def _(model, x):
-    return model.terms(x)[0].mean() + 0 * model.mu.sum()
-
-
-@_wrong_loss(
-    "reconstruction forgotten",
-    "The price of 784 pixels is missing.",
-    "Only the KL is left: the best encoder would then say nothing.",
-)
-def _(model, x):
-    return model.terms(x)[1].mean()
-
-
-@_wrong_loss(
-    "sum over the batch",
-    "The same images twice must not cost more per image.",
-    "The images were summed. The loss is a mean over the batch, so that it does not depend on the batch's size.",
-)
-def _(model, x):
-    recon, kl = model.terms(x)
-    return (recon + kl).sum()
-
-
-@_wrong_loss(
-    "recon averaged, KL summed over the batch",
-    "One of the two terms grows with the batch, and the other does not.",
-    "The KL is summed over the images beside a mean of the reconstruction: with 128 images it weighs 128 times.",
-)
-def _(model, x):
-    recon, kl = model.terms(x)
-    return recon.mean() + kl.sum()
-
-
-@_wrong_loss(
-    "recon summed, KL averaged over the batch",
-    "One of the two terms grows with the batch, and the other does not.",
-    "The reconstruction is summed over the images beside a mean of the KL: with 128 images the KL all but vanishes.",
-)
-def _(model, x):
-    recon, kl = model.terms(x)
-    return recon.sum() + kl.mean()
-
-
-@_wrong_loss(
-    "recon averaged over the pixels too",
-    "One of the two terms is far too small.",
-    "The reconstruction was divided by the 784 pixels once more: the KL then weighs 784 times, and the code dies.",
-)
-def _(model, x):
-    recon, kl = model.terms(x)
-    return recon.mean() / 784 + kl.mean()
-
-
-@_wrong_loss(
-    "KL divided by the batch size again",
-    "One of the two terms is too small, the more so the larger the batch.",
-    "The KL was averaged over the batch and divided by its size once more.",
-)
-def _(model, x):
-    recon, kl = model.terms(x)
-    return recon.mean() + kl.mean() / len(x)
-
-
-@_wrong_loss(
-    "KL divided by the pixels",
-    "One of the two terms is too small, by a factor that you know.",
-    "The KL was divided by 784. Both terms are sums, in nats per image: neither is divided by the number of pixels.",
-)
-def _(model, x):
-    recon, kl = model.terms(x)
-    return recon.mean() + kl.mean() / 784
-
-
-@_wrong_loss(
-    "decoded at mu",
-    "What did the decoder get? Compare with what part 2 draws.",
-    "The decoder got mu, not a draw: an expectation under q was replaced by the value at its centre.",
-)
-def _(model, x):
-    recon, kl = model.terms(x, noise=0.0)
-    return (recon + kl).mean()
-
-
-@_wrong_loss(
-    "not averaged",
-    "Every image kept its own number. An optimiser needs one.",
-    "The mean over the batch is missing.",
-)
-def _(model, x):
-    recon, kl = model.terms(x)
-    return recon + kl
-
-
-@_wrong_loss(
-    "a Python number",
-    "The value is right, but it has forgotten where it came from.",
-    "A float was returned (.item(), float()): it has no graph, and backward() has nothing to go through.",
-)
-def _(model, x):
-    recon, kl = model.terms(x)
-    return (recon + kl).mean().item()
-
-
-@_wrong_loss(
-    "gradient of the KL cut",
-    "The value is right. Does the encoder feel the penalty?",
-    "A term was taken out of the graph (.data, .detach(), .item() or no_grad): it counts, but it teaches nothing.",
-)
-def _(model, x):
-    recon, kl = model.terms(x)
-    return (recon + kl.detach() + 0 * kl).mean()
+KNOWN["negative_elbo"] = {
+    "KL subtracted": (
+        _combined(lambda recon, kl: (recon - kl).mean()),
+        "Both terms are costs.",
+        "The KL was subtracted: the loss would reward codes far from the prior, without end.",
+    ),
+    "sum over the batch": (
+        _combined(lambda recon, kl: (recon + kl).sum()),
+        "The same images twice must not cost more per image.",
+        "The images were summed. The loss is a mean over the batch, so that it does not depend on the batch's size.",
+    ),
+    "recon averaged, KL summed over the batch": (
+        _combined(lambda recon, kl: recon.mean() + kl.sum()),
+        "One of the two terms grows with the batch, and the other does not.",
+        "The KL is summed over the images beside a mean of the reconstruction: with 128 images it weighs 128 times.",
+    ),
+    "recon averaged over pixels and batch, KL summed over the batch": (
+        _combined(lambda recon, kl: recon.mean() / 784 + kl.sum()),
+        "One of the two terms is far too small, and the other grows with the batch.",
+        "The reconstruction is a mean over pixels and images, the KL a sum over images: with 128 images it weighs "
+        "128 · 784 times, and the code dies.",
+    ),
+    "recon averaged over the pixels too": (
+        _combined(lambda recon, kl: recon.mean() / 784 + kl.mean()),
+        "One of the two terms is far too small.",
+        "The reconstruction was divided by the 784 pixels once more: the KL then weighs 784 times, and the code dies.",
+    ),
+    "decoded at mu": (
+        _combined(lambda recon, kl: (recon + kl).mean(), noise=0.0),
+        "What did the decoder get? Compare with what part 2 draws.",
+        "The decoder got mu, not a draw: an expectation under q was replaced by the value at its centre.",
+    ),
+    "a Python number": (
+        _combined(lambda recon, kl: (recon + kl).mean().item()),
+        "The value is right, but it has forgotten where it came from.",
+        "A float was returned (.item(), float()): it has no graph, and backward() has nothing to go through.",
+    ),
+}
 
 
 class Descent:
@@ -1577,164 +882,50 @@ def look_at_epoch(train_epoch):
     ]
 
 
-def _batches(x, batch_size):
+def _shuffled(x, batch_size):
     return x[torch.randperm(len(x))].split(batch_size)
 
 
-@mistake(
-    "train_epoch",
-    "zero_grad forgotten",
-    "The steps grow: something from the steps before is still there.",
-    "backward() adds to the gradients it finds. They have to be emptied before each step.",
-)
-def _(model, optimizer, x, batch_size=4):
-    optimizer.zero_grad()
-    for batch in _batches(x, batch_size):
-        model.loss(batch).backward()
-        optimizer.step()
+def _loop(batches=_shuffled, calls=("zero_grad", "backward", "step")):
+    """A training loop that goes through these batches and makes these calls for each."""
+
+    def train_epoch(model, optimizer, x, batch_size):
+        for batch in batches(x, batch_size):
+            value = model.loss(batch)
+            methods = {"zero_grad": optimizer.zero_grad, "backward": value.backward, "step": optimizer.step}
+            for call in calls:
+                methods[call]()
+
+    return train_epoch
 
 
-@mistake(
-    "train_epoch",
-    "step forgotten",
-    "Gradients were computed, and nothing moved.",
-    "The optimiser was never asked to make its step.",
-)
-def _(model, optimizer, x, batch_size=4):
-    for batch in _batches(x, batch_size):
-        optimizer.zero_grad()
-        model.loss(batch).backward()
-
-
-@mistake(
-    "train_epoch",
-    "backward forgotten",
-    "Nothing moved, and no gradient was computed.",
-    "The loss was computed but not differentiated: one call is missing between the loss and the step.",
-)
-def _(model, optimizer, x, batch_size=4):
-    for batch in _batches(x, batch_size):
-        optimizer.zero_grad()
-        model.loss(batch)
-        optimizer.step()
-
-
-@mistake(
-    "train_epoch",
-    "gradients emptied before the step",
-    "A gradient was computed for every batch, and nothing moved: look at the order of the three calls.",
-    "The gradients are emptied between backward() and step(): the step finds none.",
-)
-def _(model, optimizer, x, batch_size=4):
-    for batch in _batches(x, batch_size):
-        model.loss(batch).backward()
-        optimizer.zero_grad()
-        optimizer.step()
-
-
-@mistake(
-    "train_epoch",
-    "step before backward",
-    "The parameter is one step behind: look at the order of the three calls.",
-    "The step is made before the gradient of its batch is there.",
-)
-def _(model, optimizer, x, batch_size=4):
-    for batch in _batches(x, batch_size):
-        value = model.loss(batch)
-        optimizer.step()
-        optimizer.zero_grad()
-        value.backward()
-
-
-@mistake(
-    "train_epoch",
-    "return inside the loop",
-    "The epoch ended too early: count the batches.",
-    "A return (or a break) stands inside the loop over the batches: only the first is seen.",
-)
-def _(model, optimizer, x, batch_size=4):
-    for batch in _batches(x, batch_size):
-        optimizer.zero_grad()
-        model.loss(batch).backward()
-        return optimizer.step()
-
-
-@mistake(
-    "train_epoch",
-    "step outside the loop",
-    "A gradient was computed for every batch, but the parameter moved once.",
-    "The step stands behind the loop: it must be made for every batch.",
-)
-def _(model, optimizer, x, batch_size=4):
-    for batch in _batches(x, batch_size):
-        optimizer.zero_grad()
-        model.loss(batch).backward()
-    optimizer.step()
-
-
-@mistake(
-    "train_epoch",
-    "last batch dropped",
-    "Two images were never seen.",
-    "The last, smaller batch is left out: the number of batches was rounded down.",
-)
-def _(model, optimizer, x, batch_size=4):
-    for batch in _batches(x, batch_size)[: len(x) // batch_size]:
-        optimizer.zero_grad()
-        model.loss(batch).backward()
-        optimizer.step()
-
-
-@mistake(
-    "train_epoch",
-    "not shuffled",
-    "The images come as they lie in the file, epoch after epoch.",
-    "The order is not drawn. A batch should be a random one, and another one each time.",
-)
-def _(model, optimizer, x, batch_size=4):
-    for batch in x.split(batch_size):
-        optimizer.zero_grad()
-        model.loss(batch).backward()
-        optimizer.step()
-
-
-@mistake(
-    "train_epoch",
-    "the same order in every epoch",
-    "The order is not the file's, but it is the same in every epoch.",
-    "Every epoch goes through the same batches: a seed is set inside, or the order does not depend on chance.",
-)
-def _(model, optimizer, x, batch_size=4):
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    for index in order.split(batch_size):
-        optimizer.zero_grad()
-        model.loss(x[index]).backward()
-        optimizer.step()
-
-
-@mistake(
-    "train_epoch",
-    "drawn with replacement",
-    "Some images came twice, others never.",
-    "Indices are drawn independently, with replacement. An epoch goes through a permutation.",
-)
-def _(model, optimizer, x, batch_size=4):
-    for index in torch.tensor([3, 3, 7, 0, 1, 9, 9, 5, 2, 7])[torch.randperm(10)].split(batch_size):
-        optimizer.zero_grad()
-        model.loss(x[index]).backward()
-        optimizer.step()
-
-
-@mistake(
-    "train_epoch",
-    "no batches",
-    "The ten images came all at once.",
-    "There are no batches: the whole set is one step.",
-)
-def _(model, optimizer, x, batch_size=4):
-    optimizer.zero_grad()
-    model.loss(x[torch.randperm(len(x))]).backward()
-    optimizer.step()
+KNOWN["train_epoch"] = {
+    "zero_grad forgotten": (
+        _loop(calls=("backward", "step")),
+        "The steps grow: something from the steps before is still there.",
+        "backward() adds to the gradients it finds. They have to be emptied before each step.",
+    ),
+    "step forgotten": (
+        _loop(calls=("zero_grad", "backward")),
+        "Gradients were computed, and nothing moved.",
+        "The optimiser was never asked to make its step.",
+    ),
+    "return inside the loop": (
+        _loop(lambda x, batch_size: _shuffled(x, batch_size)[:1]),
+        "The epoch ended too early: count the batches.",
+        "A return (or a break) stands inside the loop over the batches: only the first is seen.",
+    ),
+    "last batch dropped": (
+        _loop(lambda x, batch_size: _shuffled(x, batch_size)[: len(x) // batch_size]),
+        "Two images were never seen.",
+        "The last, smaller batch is left out: the number of batches was rounded down.",
+    ),
+    "not shuffled": (
+        _loop(lambda x, batch_size: x.split(batch_size)),
+        "The images come as they lie in the file, epoch after epoch.",
+        "The order is not drawn. A batch should be a random one, and another one each time.",
+    ),
+}
 
 
 # --- part 6: scores and pictures
@@ -1757,96 +948,34 @@ def look_at_evaluation(evaluate):
     ]
 
 
-@mistake(
-    "evaluate",
-    "mean of batch means",
-    "Close, but it depends on how the images fall into batches.",
-    "The means of the batches were averaged, and the last batch is smaller: its images count more. Sum over images, "
-    "divide by images.",
-)
-def _(model, x, batch_size=4):
-    return torch.stack([model.loss(batch) for batch in x.split(batch_size)]).mean().item()
+def _over_batches(average):
+    """A score from the means of the batches, combined in a wrong way."""
+    return lambda model, x, batch_size: average([model.loss(batch).item() for batch in x.split(batch_size)])
 
 
-@mistake(
-    "evaluate",
-    "sum of batch means",
-    "Far too large: about the number of batches too large.",
-    "The means of the batches were summed and never divided.",
-)
-def _(model, x, batch_size=4):
-    return sum(model.loss(batch).item() for batch in x.split(batch_size))
-
-
-@mistake(
-    "evaluate",
-    "sum over the images",
-    "Far too large: about the number of images too large.",
-    "This is the sum over the set. Nats per image are asked for.",
-)
-def _(model, x, batch_size=4):
-    return sum(model.loss(batch).item() * len(batch) for batch in x.split(batch_size))
-
-
-@mistake(
-    "evaluate",
-    "batch means over the number of images",
-    "Far too small.",
-    "The means of the batches were summed and divided by the number of images. A mean must be weighed by its images.",
-)
-def _(model, x, batch_size=4):
-    return sum(model.loss(batch).item() for batch in x.split(batch_size)) / len(x)
-
-
-@mistake(
-    "evaluate",
-    "last batch only",
-    "Only some of the images are in this number: the last ones.",
-    "The value of the last batch overwrote all the others.",
-)
-def _(model, x, batch_size=4):
-    return [model.loss(batch).item() for batch in x.split(batch_size)][-1]
-
-
-@mistake(
-    "evaluate",
-    "first batch only",
-    "Only some of the images are in this number: the first ones.",
-    "A return stands inside the loop over the batches.",
-)
-def _(model, x, batch_size=4):
-    return model.loss(x[:batch_size]).item()
-
-
-@mistake(
-    "evaluate",
-    "last batch dropped",
-    "Two images are missing in this number.",
-    "The last, smaller batch is left out.",
-)
-def _(model, x, batch_size=4):
-    return model.loss(x[: len(x) // batch_size * batch_size]).item()
-
-
-@mistake(
-    "evaluate",
-    "at mu",
-    "What did the decoder get?",
-    "The score is taken at z = mu. Without the noise this is no bound of log p(x): it flatters by several nats.",
-)
-def _(model, x, batch_size=4):
-    recon, kl = model.terms(x, noise=0.0)
-    return (recon + kl).mean().item()
-
-
-@mistake(
-    "evaluate",
-    "without the KL",
-    "Something costs nothing here.",
-    "Only the reconstruction was averaged: the price of the code is missing.",
-)
-def _(model, x, batch_size=4):
-    return model.terms(x)[0].mean().item()
+KNOWN["evaluate"] = {
+    "mean of batch means": (
+        _over_batches(lambda means: sum(means) / len(means)),
+        "Close, but it depends on how the images fall into batches.",
+        "The means of the batches were averaged, and the last batch is smaller: its images count more. Sum over "
+        "images, divide by images.",
+    ),
+    "sum of batch means": (
+        _over_batches(sum),
+        "Far too large: about the number of batches too large.",
+        "The means of the batches were summed and never divided.",
+    ),
+    "return inside the loop": (
+        _over_batches(lambda means: means[0] / len(means)),
+        "Far too small: about the number of batches too small.",
+        "A return stands inside the loop: the first batch alone was divided by the number of batches.",
+    ),
+    "at mu": (
+        lambda model, x, batch_size: _combined(lambda recon, kl: (recon + kl).mean().item(), noise=0.0)(model, x),
+        "What did the decoder get?",
+        "The score is taken at z = mu. Without the noise this is no bound of log p(x): it flatters by several nats.",
+    ),
+}
 
 
 def unseen(x_train, x_test, quiet=False):
@@ -1865,26 +994,23 @@ def look_at_sets(sets):
 
 _TEN = numbered(10)
 
-mistake(
-    "the two sets",
-    "the test set is the training set",
-    "The two sets are one and the same.",
-    "The same file, or the same split, was read twice: look at the argument `train`.",
-)((_TEN, _TEN))
-
-mistake(
-    "the two sets",
-    "test images pooled with the training images",
-    "Every test image is also a training image.",
-    "The test images were added to those trained on: the score would measure memory.",
-)((_TEN, _TEN[6:]))
-
-mistake(
-    "the two sets",
-    "sets that overlap",
-    "Some test images are also training images.",
-    "The two sets were cut from one file, and the cuts overlap.",
-)((_TEN[:6], _TEN[4:]))
+KNOWN["the two sets"] = {
+    "the test set is the training set": (
+        (_TEN, _TEN),
+        "The two sets are one and the same.",
+        "The same file, or the same split, was read twice: look at the argument `train`.",
+    ),
+    "test images pooled with the training images": (
+        (_TEN, _TEN[6:]),
+        "Every test image is also a training image.",
+        "The test images were added to those trained on: the score would measure memory.",
+    ),
+    "sets that overlap": (
+        (_TEN[:6], _TEN[4:]),
+        "Some test images are also training images.",
+        "The two sets were cut from one file, and the cuts overlap.",
+    ),
+}
 
 
 def score(value, x):
@@ -1951,62 +1077,32 @@ def look_at_generation(generate):
     ]
 
 
-def _wrong_generate(name, hint, sharper):
-    return mistake("generate", name, hint, sharper)
+def _normal(model, n, generator=None):
+    return torch.randn(n, model.latent_dim, generator=generator)
 
 
-@_wrong_generate(
-    "uniform codes",
-    "The codes do not come from the prior: look at their mean.",
-    "The codes are uniform on [0, 1]. The prior is N(0, I); torch's two functions differ by one letter.",
-)
-def _(model, n, generator):
-    return model.decoder(torch.rand(n, model.latent_dim, generator=generator)).sigmoid()
-
-
-@_wrong_generate(
-    "generator not used",
-    "The film of a model that does not move must stand still.",
-    "The noise is drawn without the given generator: every picture of the film would show other codes.",
-)
-def _(model, n, generator):
-    return model.decoder(torch.randn(n, model.latent_dim)).sigmoid()
-
-
-@_wrong_generate(
-    "one code for all",
-    "All images are the same one.",
-    "One code is drawn and repeated: look at the shape of the noise.",
-)
-def _(model, n, generator):
-    return model.decoder(torch.randn(1, model.latent_dim, generator=generator).expand(n, -1)).sigmoid()
-
-
-@_wrong_generate(
-    "the prior's mean",
-    "All images are the same one, and no generator changes it.",
-    "Every code is 0, the prior's mean. A generated image starts from a draw.",
-)
-def _(model, n, generator):
-    return model.decoder(torch.zeros(n, model.latent_dim)).sigmoid()
-
-
-@_wrong_generate(
-    "logits shown",
-    "Probabilities lie between 0 and 1. These do not.",
-    "The decoder's logits are returned. A picture shows probabilities.",
-)
-def _(model, n, generator):
-    return model.decoder(torch.randn(n, model.latent_dim, generator=generator))
-
-
-@_wrong_generate(
-    "rounded to black and white",
-    "The grey levels are gone.",
-    "The probabilities were rounded. The sheet shows them as they are.",
-)
-def _(model, n, generator):
-    return model.decoder(torch.randn(n, model.latent_dim, generator=generator)).sigmoid().round()
+KNOWN["generate"] = {
+    "uniform codes": (
+        lambda model, n, generator: model.decoder(torch.rand(n, model.latent_dim, generator=generator)).sigmoid(),
+        "The codes do not come from the prior: look at their mean.",
+        "The codes are uniform on [0, 1]. The prior is N(0, I); torch's two functions differ by one letter.",
+    ),
+    "generator not used": (
+        lambda model, n, generator: model.decoder(_normal(model, n)).sigmoid(),
+        "The film of a model that does not move must stand still.",
+        "The noise is drawn without the given generator: every picture of the film would show other codes.",
+    ),
+    "logits shown": (
+        lambda model, n, generator: model.decoder(_normal(model, n, generator)),
+        "Probabilities lie between 0 and 1. These do not.",
+        "The decoder's logits are returned. A picture shows probabilities.",
+    ),
+    "reconstructions for generated images": (
+        lambda model, n, generator: model.encoder(torch.zeros(n, 1, 28, 28)),
+        "The model of this check has no encoder: who needs one here?",
+        "The encoder was asked, so an image went in: that gives a reconstruction. Start from a draw of the prior.",
+    ),
+}
 
 
 # --- part 7: deconvolution
@@ -2045,9 +1141,8 @@ def look_at_convolution(conv_decoder_class):
     ]
 
 
-def _conv_layers(*last, kernel=4, stride=2, padding=1):
+def _conv_decoder(*last, padding=1):
     """Wrong decoders differ in their transposed convolutions and in what comes after them."""
-    options = {"stride": stride, "padding": padding}
 
     class Wrong(nn.Sequential):
         def __init__(self, latent_dim):
@@ -2055,56 +1150,23 @@ def _conv_layers(*last, kernel=4, stride=2, padding=1):
                 nn.Linear(latent_dim, 32 * 7 * 7),
                 nn.ReLU(),
                 nn.Unflatten(1, (32, 7, 7)),
-                nn.ConvTranspose2d(32, 16, kernel, **options),
+                nn.ConvTranspose2d(32, 16, 4, stride=2, padding=padding),
                 nn.ReLU(),
-                nn.ConvTranspose2d(16, 1, kernel, **options),
+                nn.ConvTranspose2d(16, 1, 4, stride=2, padding=padding),
                 *last,
             )
 
     return Wrong
 
 
-mistake(
-    "ConvDecoder",
-    "sigmoid at the end",
-    "These are probabilities. The cost takes what comes before them.",
-    "A sigmoid ends the decoder: it would be applied twice.",
-)(_conv_layers(nn.Sigmoid()))
-
-mistake(
-    "ConvDecoder",
-    "ReLU at the end",
-    "A logit may have either sign.",
-    "A ReLU ends the decoder: no pixel can be less probable than ½, so paper can never be white.",
-)(_conv_layers(nn.ReLU()))
-
-mistake(
-    "ConvDecoder",
-    "tanh at the end",
-    "A logit may be any number. Yours cannot go beyond 1.",
-    "A tanh ends the decoder. The last layer's output is the logits.",
-)(_conv_layers(nn.Tanh()))
-
-mistake(
-    "ConvDecoder",
-    "padding forgotten",
-    "The picture is too large: follow the sides, 7 → ? → ?.",
-    "With kernel 4 and stride 2 a transposed convolution gives 2 n + 2. A padding takes 2 away.",
-)(_conv_layers(padding=0))
-
-mistake(
-    "ConvDecoder",
-    "stride forgotten",
-    "The picture is too small: follow the sides, 7 → ? → ?.",
-    "Nothing doubles the side: look at the stride.",
-)(_conv_layers(stride=1))
-
-mistake(
-    "ConvDecoder",
-    "kernel of 3 without output padding",
-    "The picture is a little too small: follow the sides, 7 → ? → ?.",
-    "With kernel 3, stride 2 and padding 1 a side n becomes 2 n − 1. A kernel of 4 gives 2 n exactly.",
-)(_conv_layers(kernel=3))
+KNOWN["ConvDecoder"] = {
+    **endings(_conv_decoder),
+    "padding forgotten": (
+        _conv_decoder(padding=0),
+        "The picture is too large: follow the sides, 7 → ? → ?.",
+        "With kernel 4 and stride 2 a transposed convolution gives 2 n + 2. A padding takes 2 away.",
+    ),
+}
 
 
 # --- part 8: the plane
@@ -2138,45 +1200,23 @@ def look_at_codes(codes):
     ]
 
 
-@mistake(
-    "codes",
-    "a draw for the mean",
-    "Ask twice, and the points have moved.",
-    "The codes are draws. The handout asks for the vector of parameters mu.",
-)
-def _(model, x):
-    mu, logvar = model.encoder(x)
-    return mu + (0.5 * logvar).exp() * torch.randn_like(mu)
-
-
-@mistake(
-    "codes",
-    "logvar for the mean",
-    "These numbers are the encoder's, but the other ones.",
-    "logvar was taken: how sure the encoder is, not where.",
-)
-def _(model, x):
-    return model.encoder(x)[1]
-
-
-@mistake(
-    "codes",
-    "both answers joined",
-    "There are more coordinates than the latent space has.",
-    "mu and logvar were put side by side. A place in the plane is mu alone.",
-)
-def _(model, x):
-    return torch.cat(model.encoder(x), 1)
-
-
-@mistake(
-    "codes",
-    "the pair returned whole",
-    "Two things came back where one was asked for.",
-    "The encoder's whole answer, (mu, logvar), was returned.",
-)
-def _(model, x):
-    return model.encoder(x)
+KNOWN["codes"] = {
+    "a draw for the mean": (
+        lambda model, x: _draw()(*model.encoder(x)),
+        "Ask twice, and the points have moved.",
+        "The codes are draws. The handout asks for the vector of parameters mu.",
+    ),
+    "logvar for the mean": (
+        lambda model, x: model.encoder(x)[1],
+        "These numbers are the encoder's, but the other ones.",
+        "logvar was taken: how sure the encoder is, not where.",
+    ),
+    "the pair returned whole": (
+        lambda model, x: model.encoder(x),
+        "Two things came back where one was asked for.",
+        "The encoder's whole answer, (mu, logvar), was returned.",
+    ),
+}
 
 
 def pixels(picture):
@@ -2198,51 +1238,20 @@ def look_at_picture(picture):
     ]
 
 
-@mistake(
-    "picture",
-    "logits shown",
-    "Probabilities lie between 0 and 1. These do not.",
-    "The logits are returned. A picture shows probabilities.",
-)
-def _(model, z1, z2):
-    return model.decoder(torch.tensor([[z1, z2]]))[0, 0]
-
-
-@mistake(
-    "picture",
-    "z1 and z2 swapped",
-    "Each slider moves what the other one should.",
-    "z1 and z2 changed places.",
-)
-def _(model, z1, z2):
-    return model.decoder(torch.tensor([[z2, z1]])).sigmoid()[0, 0]
-
-
-@mistake(
-    "picture",
-    "batch of one returned",
-    "The numbers may be right. Count the axes.",
-    "The decoder answers for a batch: take the first image, and its only channel.",
-)
-def _(model, z1, z2):
-    return model.decoder(torch.tensor([[z1, z2]])).sigmoid()
-
-
-@mistake(
-    "picture",
-    "channel axis left",
-    "The numbers may be right. One axis is left over.",
-    "The channel is still there: a picture to draw is (28, 28).",
-)
-def _(model, z1, z2):
-    return model.decoder(torch.tensor([[z1, z2]])).sigmoid()[0]
-
-
-@mistake(
-    "picture",
-    "a code without its batch axis",
-    "The decoder wants a batch of codes.",
-    "The code has the shape (2,). A batch of one code is (1, 2).",
-)
-def _(model, z1, z2):
-    return model.decoder(torch.tensor([z1, z2])).sigmoid()[0, 0]
+KNOWN["picture"] = {
+    "logits shown": (
+        lambda model, z1, z2: model.decoder(torch.tensor([[z1, z2]]))[0, 0],
+        "Probabilities lie between 0 and 1. These do not.",
+        "The logits are returned. A picture shows probabilities.",
+    ),
+    "z1 and z2 swapped": (
+        lambda model, z1, z2: model.decoder(torch.tensor([[z2, z1]])).sigmoid()[0, 0],
+        "Each slider moves what the other one should.",
+        "z1 and z2 changed places.",
+    ),
+    "a code without its batch axis": (
+        lambda model, z1, z2: model.decoder(torch.tensor([z1, z2])).sigmoid()[0, 0],
+        "The decoder wants a batch of codes.",
+        "The code has the shape (2,). A batch of one code is (1, 2).",
+    ),
+}
