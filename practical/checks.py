@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 F64 = torch.float64
-LOG_2 = math.log(2)
-EVEN_ODDS = 784 * LOG_2  # nats for an image of 784 pixels, whatever it shows
+EVEN_ODDS = 784 * math.log(2)  # nats for an image of 784 pixels, whatever it shows
 
 
 class Mistake(NamedTuple):
@@ -197,6 +196,11 @@ def reductions(terms, what, axes):
             "One number came for all images together.",
             "The sum runs over the images as well. Keep one number per image; the batch is averaged in part 5.",
         ),
+        "averaged over the batch here": (
+            lambda *given: terms(*given).sum(axes).mean(),
+            f"The {what} are summed; then one number came for all images.",
+            "The mean over the batch belongs to the loss, in part 5. Here every image keeps its number.",
+        ),
         "wrong axis": (
             lambda *given: terms(*given).sum(0),
             "Count the images, and the numbers that came.",
@@ -262,11 +266,6 @@ KNOWN["to_images"] = {
         lambda pixels: (pixels.unsqueeze(1).float() / 255 - 0.1307) / 0.3081,
         "There are negative numbers. Could a pixel's target probability be one of them?",
         "The mean was subtracted and the spread divided out, as for a classifier. A target stays in [0, 1].",
-    ),
-    "black and white": (
-        lambda pixels: (pixels.unsqueeze(1) > 127).float(),
-        "Grey levels got lost: look at the pixel of 51.",
-        "Every pixel was rounded or compared with a threshold. The handout asks for grey levels (*niveaux de gris*).",
     ),
     "no axis for the channel": (
         lambda pixels: pixels.float() / 255,
@@ -960,11 +959,6 @@ KNOWN["evaluate"] = {
         "The means of the batches were averaged, and the last batch is smaller: its images count more. Sum over "
         "images, divide by images.",
     ),
-    "sum of batch means": (
-        _over_batches(sum),
-        "Far too large: about the number of batches too large.",
-        "The means of the batches were summed and never divided.",
-    ),
     "return inside the loop": (
         _over_batches(lambda means: means[0] / len(means)),
         "Far too small: about the number of batches too small.",
@@ -1077,23 +1071,19 @@ def look_at_generation(generate):
     ]
 
 
-def _normal(model, n, generator=None):
-    return torch.randn(n, model.latent_dim, generator=generator)
-
-
 KNOWN["generate"] = {
     "uniform codes": (
-        lambda model, n, generator: model.decoder(torch.rand(n, model.latent_dim, generator=generator)).sigmoid(),
+        lambda model, n, generator: model.decoder(torch.rand(n, 2, generator=generator)).sigmoid(),
         "The codes do not come from the prior: look at their mean.",
         "The codes are uniform on [0, 1]. The prior is N(0, I); torch's two functions differ by one letter.",
     ),
     "generator not used": (
-        lambda model, n, generator: model.decoder(_normal(model, n)).sigmoid(),
+        lambda model, n, generator: model.decoder(torch.randn(n, 2)).sigmoid(),
         "The film of a model that does not move must stand still.",
         "The noise is drawn without the given generator: every picture of the film would show other codes.",
     ),
     "logits shown": (
-        lambda model, n, generator: model.decoder(_normal(model, n, generator)),
+        lambda model, n, generator: model.decoder(torch.randn(n, 2, generator=generator)),
         "Probabilities lie between 0 and 1. These do not.",
         "The decoder's logits are returned. A picture shows probabilities.",
     ),

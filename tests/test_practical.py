@@ -290,6 +290,7 @@ class Sideways(nn.Module):
 
 STRANGE = [  # mistakes that nobody has entered into the table
     ("to_images", lambda pixels: pixels.unsqueeze(1).float() / 255 + 0.001),
+    ("to_images", lambda pixels: (pixels.unsqueeze(1) > 127).float()),
     ("Encoder", Sideways),
     ("reparameterize", lambda mu, logvar: mu + (0.4 * logvar).exp() * torch.randn_like(mu)),
     ("reparameterize", lambda mu, logvar: mu + (0.5 * logvar).exp() * 3**0.5 * (2 * torch.rand_like(mu) - 1)),
@@ -307,6 +308,7 @@ STRANGE = [  # mistakes that nobody has entered into the table
     ("negative_elbo", lambda model, x: sum(model.terms(x)).mean() * 1.01),
     ("evaluate", lambda model, x, batch_size: 3.0),
     ("evaluate", lambda model, x, batch_size: model.loss(x[:batch_size]).item()),
+    ("evaluate", lambda model, x, batch_size: sum(model.loss(batch).item() for batch in x.split(batch_size))),
     ("evaluate", lambda model, x, batch_size: model.terms(x)[0].mean().item()),
     ("generate", lambda model, n, generator: model.decoder(3 * torch.randn(n, 2, generator=generator)).sigmoid()),
     ("codes", lambda model, x: 0.3 * model.encoder(x)[0]),
