@@ -52,7 +52,7 @@ site: $(VENV)/ready
 practical: $(foreach who,student solution teacher,$(foreach where,local colab,$(HANDOUT)/$(who)/$(where)/vae.ipynb))
 	@echo 'The notebooks of the practical stand in $(HANDOUT)/.'
 
-$(HANDOUT)/%/vae.ipynb: practical/vae.py practical/checks.py tme_utils/plots/shared.py $(PRACTICAL_VENV)/ready
+$(HANDOUT)/%/vae.ipynb: practical/vae.py practical/checks.py $(PRACTICAL_VENV)/ready
 	@mkdir -p $(@D)
 	@NOTEBOOK_OUTPUT=notebook $(PRACTICAL_VENV)/bin/python -m jupytext_notebook_helper.filter --src-root . \
 		$(if $(findstring solution/,$*),--solution) $(if $(findstring teacher/,$*),--teacher) \

@@ -121,7 +121,20 @@ import practical.checks as checks
 
 # %% jupyter={"source_hidden": true} cellView="form"
 # Pictures.
-from tme_utils.plots.shared import image_rows
+import matplotlib.pyplot as plt
+import torch
+
+
+def image_rows(rows, title=""):
+    """A figure with one labelled row of images (n, 1, 28, 28) for each entry."""
+    fig, axes = plt.subplots(len(rows), 1, squeeze=False, figsize=(7, 0.5 + 0.65 * len(rows)), layout="constrained")
+    for ax, (label, images) in zip(axes[:, 0], rows.items(), strict=True):
+        ax.imshow(1 - torch.cat([*images.detach()], dim=-1)[0].numpy(), cmap="gray", vmin=0, vmax=1)
+        ax.set(xticks=[], yticks=[], frame_on=False)
+        ax.set_ylabel(label, rotation=0, ha="right", va="center")
+    fig.suptitle(title)
+    return fig
+
 
 # %% jupyter={"source_hidden": true} cellView="form"
 # The data: from a folder data/MNIST/raw here or above, else by torchvision, which downloads it.
@@ -129,7 +142,6 @@ import gzip
 from pathlib import Path
 
 import numpy as np
-import torch
 
 
 def load_mnist(train):
@@ -470,7 +482,6 @@ checks.generation(generate)
 # reconstructions, test images and theirs, and the same ten draws of the prior. Watch which becomes sharp first.
 
 # %%
-import matplotlib.pyplot as plt
 from IPython.display import display
 
 
