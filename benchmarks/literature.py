@@ -4,6 +4,8 @@ Writes the score of each test image behind the row of ``03_literature`` of seed 
 ``figures/03_literature_images.csv``, in the images' order.
 """
 
+import argparse
+
 import torch
 
 from tme_utils.checkpoints import SEED, shipped_model
@@ -20,4 +22,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description="Score each test image of a row of 03_literature.").parse_args()
     main()

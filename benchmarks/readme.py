@@ -12,6 +12,7 @@ import nbformat
 import pandas as pd
 
 from tme_utils import paths
+from tme_utils.training import Recipe
 
 MODEL = ["architecture", "latent_dim", "trained_on", "n_epochs", "max_lr", "n_parameters"]
 SCORES = {
@@ -22,7 +23,7 @@ SCORES = {
     "iw_nll": "binarised −log p (samples)",
 }
 SAME = {"epochs": 0, "seconds": 1, "neg_elbo": 1}
-HEADS = ["model", "$d$", "images", "epochs", "peak rate", "parameters", "seconds", "seeds", *SCORES.values()]
+HEADS = ["model", "$d$", "images", "epochs", "parameters", "seconds", "seeds", *SCORES.values()]
 
 
 def markdown(heads: list[str], rows: list[list[str]]) -> str:
@@ -41,7 +42,17 @@ def results_table(table: pd.DataFrame, published: pd.DataFrame) -> str:
     for model, rows in table.groupby(MODEL, sort=False):
         most = rows[rows["iw_samples"] == rows["iw_samples"].max()]  # the tightest bound says most
         each = rows.drop_duplicates("seed")
-        line = [*map(str, model[:-1]), f"{model[-1]:,}", f"{each['seconds'].min():.0f}", str(len(each))]
+        name, d, images, n_epochs, max_lr, n_parameters = model
+        name += "" if max_lr == Recipe().max_lr else f", rate {max_lr}"
+        line = [
+            name,
+            str(d),
+            images,
+            str(n_epochs),
+            f"{n_parameters:,}",
+            f"{each['seconds'].min():.0f}",
+            str(len(each)),
+        ]
         for score in SCORES:
             values = (most if score == "iw_nll" else each)[score]
             spread = f" ± {values.std():.2f}" if len(values) > 1 else ""
@@ -57,7 +68,7 @@ def results_table(table: pd.DataFrame, published: pd.DataFrame) -> str:
             samples = re.search(r"IW_(\d+)", row.measure)
             scores["iw_nll"] = f"{row.nats} ({int(samples[1]):,})" if samples else str(row.nats)
         name = f"*{row.source}: {row.network}*"
-        lines.append([name, str(row.latent_dim), row.test_images, epochs, "", "", "", "", *scores.values()])
+        lines.append([name, str(row.latent_dim), row.test_images, epochs, "", "", "", *scores.values()])
     return markdown(HEADS, lines)
 
 

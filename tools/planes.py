@@ -4,6 +4,7 @@ The shipped two-dimensional models (seed 0), and models of the same recipes from
 checkpoint is missing. What a row holds is what notebook 05 computes for the plane that it shows.
 """
 
+import argparse
 import math
 import platform
 from functools import partial
@@ -62,5 +63,6 @@ def plane(name: str, seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description="Measure the planes of several seeds into 05_planes.csv.").parse_args()
     jobs = {f"{name}_{seed}": partial(plane, name, seed) for name, seeds in SEEDS.items() for seed in seeds}
     study.fill(paths.figures_dir() / "05_planes.csv", jobs)
