@@ -125,6 +125,7 @@ def explorer_table(table: pd.DataFrame) -> str:
         "95th percentile (ms)",
         "changed frames per second, of all drawn",
         "largest difference from torch (grey levels of 255)",
+        "the same of a loss (nats)",
         "page (MB)",
     ]
     lines = [
@@ -134,6 +135,7 @@ def explorer_table(table: pd.DataFrame) -> str:
             f"{row.step_ms_95th_percentile:.1f}",
             f"{row.changed_frames_per_second:.0f} of {row.drawn_frames_per_second:.0f}",
             f"{row.grey_levels_from_torch:.2f}",
+            f"{row.nats_from_torch:.3f}",
             f"{row.page_megabytes:.1f}",
         ]
         for row in table.itertuples()

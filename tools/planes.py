@@ -6,7 +6,6 @@ checkpoint is missing. What a row holds is what notebook 05 computes for the pla
 
 import argparse
 import math
-import platform
 from functools import partial
 from typing import Any
 
@@ -59,7 +58,7 @@ def plane(name: str, seed: int) -> dict[str, Any]:
     classes = shipped_classifier().double()(model.likelihood.mean(model.decode(half_way))).softmax(dim=1)
     row["sure_half_way"] = (classes.amax(dim=1) >= 0.9).double().mean().item()
     row = {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
-    return row | {"seconds": round(history.rows[-1]["seconds"], 1), "processor": platform.machine()}
+    return row | {"seconds": round(history.rows[-1]["seconds"], 1), "processor": study.processor()}
 
 
 if __name__ == "__main__":
