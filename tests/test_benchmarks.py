@@ -1,4 +1,4 @@
-"""The benchmarks' own logic, without their measurements."""
+"""The own logic of the benchmarks and of the tables' commands, without what they measure."""
 
 import csv
 import shutil
@@ -8,8 +8,9 @@ import nbformat
 import pytest
 import torch
 
-from benchmarks import browser, literature, recipe, training
+from benchmarks import browser, training
 from benchmarks.explorer import CELL, MODELS
+from tables import literature, recipe
 from tme_utils import paths
 from tme_utils.architectures import VAES
 from tme_utils.data import Images
@@ -17,7 +18,7 @@ from tme_utils.study import allowed_cores, result_row
 from tme_utils.training import History, Recipe
 from tme_utils.vae import ElboTerms
 
-IMAGES = "03_literature_images"
+IMAGES, SEARCHED = "03_literature_images", "03_literature_search"
 SEARCH, SPEED = (paths.ROOT / "figures" / f"{name}.csv" for name in ("02_recipe", "speed_training"))
 
 
@@ -65,7 +66,7 @@ def test_the_best_learning_rates_of_the_match_lie_inside_their_grids():
         if row["beta2"] == "0.95":
             scores = tried.setdefault(row["architecture"], {}).setdefault(float(row["max_lr"]), [])
             scores.append(float(row["validation_neg_elbo"]))
-    for architecture in ("mlp", "mlp_deep", "conv"):
+    for architecture in tried:
         means = {rate: sum(scores) / len(scores) for rate, scores in tried[architecture].items()}
         assert min(means) < min(means, key=means.get) < max(means)
 
@@ -81,10 +82,13 @@ def test_ctrl_c_leaves_no_number_of_a_model_half_trained(fits, figures, random_i
 
 @pytest.mark.usefixtures("figures")
 def test_the_images_behind_a_row_have_its_coin_tosses_and_its_draws(build, random_images, monkeypatch):
-    model, x = build().eval(), random_images(5)
+    model, x, searched = build().eval(), random_images(5), []
     monkeypatch.setattr(literature, "shipped_model", lambda _: (model, None))
     monkeypatch.setattr(literature, "load_mnist", lambda _: Images(x, torch.zeros(5)))
+    monkeypatch.setattr(literature, "fill", lambda table, jobs: searched.append((table.name, *jobs)))
+    monkeypatch.setattr(sys, "argv", ["literature"])
     literature.main()
+    assert searched == [(f"{SEARCHED}.csv", *literature.LADDER)]
     row = result_row(model, History(rows=[{"seconds": 1.0}]), x, x, Recipe(), seed=0, iw_samples=100)
     scores = [float(line) for line in (paths.figures_dir() / f"{IMAGES}.csv").read_text().splitlines()[1:]]
     assert sum(scores) / len(scores) == pytest.approx(row["iw_nll"], abs=2e-4)

@@ -20,6 +20,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from tables import study as tables
 from tme_utils import data, explorer, paths, plots, study
 from tme_utils.checkpoints import load_or_train, save_checkpoint
 from tme_utils.study import fill
@@ -116,7 +117,7 @@ WRITERS = {
     "checkpoint": lambda folder: save_checkpoint(folder / "a.safetensors", SMALL(), {}, History()),
     "rows": lambda folder: fill(folder / "rows.csv", {uuid4().hex: partial(dict, value=0.5)}, progress=False),
     "table": lambda folder: study.save_table([{"value": 0.5}] * 1000, "table"),
-    "pictures": lambda folder: study.save_pictures(folder / "images.npz", [0], progress=False),
+    "pictures": lambda folder: tables.save_pictures(folder / "images.npz", [0], progress=False),
     "figure": lambda folder: plots.save_figure(Figure(), "figure"),
     "film": lambda folder: plots.save_gif([plots.to_png(Figure())] * 2, "film"),
     "page": lambda folder: explorer.LatentExplorer(SMALL(), X, torch.arange(40) % 10).to_html(folder / "page.html"),
@@ -126,7 +127,7 @@ WRITERS = {
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_full_disk_leaves_what_was_there(monkeypatch, tmp_path, name):
     monkeypatch.setenv("TME_FIGURES", str(tmp_path))
-    monkeypatch.setattr(study, "pictures", lambda _: {"image": np.arange(9)})
+    monkeypatch.setattr(tables, "pictures", lambda _: {"image": np.arange(9)})
     WRITERS[name](tmp_path)
     before = listing(tmp_path)
     assert len(before) == 1
@@ -193,7 +194,7 @@ def test_after_a_kill_the_table_is_filled_further_and_no_half_checkpoint_is_load
 
 
 def test_ctrl_c_ends_a_worker_of_the_command_and_what_has_not_begun_does_not_begin(tmp_path, ctrl_c):
-    with ProcessPoolExecutor(1, get_context("spawn"), study._begin_worker, (1,)) as executor:
+    with ProcessPoolExecutor(1, get_context("spawn"), tables._begin_worker, (1,)) as executor:
         assert executor.submit(torch.get_num_threads).result() == 1
         assert isinstance(executor.submit(signal.raise_signal, signal.SIGINT).exception(), BrokenProcessPool)
     released, begun = threading.Event(), []

@@ -20,7 +20,7 @@ from tme_utils import paths
 
 CODE = {  # source by name of module
     ".".join(path.relative_to(paths.ROOT).with_suffix("").parts).removesuffix(".__init__"): path.read_text("utf-8")
-    for folder in ("tme_utils", "tools", "benchmarks", "tests")
+    for folder in ("tme_utils", "tables", "tools", "benchmarks", "tests")
     for path in sorted((paths.ROOT / folder).rglob("*.py"))
 }
 COMMANDS = [name for name, code in CODE.items() if '\nif __name__ == "__main__":' in code]

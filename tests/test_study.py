@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
+from tables import study as tables
 from tme_utils import data, generation, paths, study
 from tme_utils.checkpoints import load_or_train
 from tme_utils.study import Configuration, fill, result_row, run
@@ -56,11 +57,11 @@ def test_a_row_names_its_architecture_as_its_configuration_does(name):
     assert study.ARCHITECTURES[name](3).config["architecture"] == name
 
 
-@pytest.mark.parametrize("name", study.TABLES)
+@pytest.mark.parametrize("name", tables.TABLES)
 def test_the_committed_table_holds_every_row_asked_of_several_seeds(name):
     known, seeds = set(pd.read_csv(paths.ROOT / "figures" / f"{name}.csv", dtype={"digest": str})["digest"]), {}
-    assert not [configuration for configuration in study.TABLES[name] if configuration.key not in known]
-    for configuration in study.TABLES[name]:
+    assert not [configuration for configuration in tables.TABLES[name] if configuration.key not in known]
+    for configuration in tables.TABLES[name]:
         seeds.setdefault(replace(configuration, seed=0, iw_samples=0), set()).add(configuration.seed)
     assert min(map(len, seeds.values())) >= (2 if name == "03_literature" else 3)
 
@@ -127,7 +128,8 @@ def small_images(monkeypatch, tmp_path, random_images):
     train, test = (data.Images(random_images(200, seed), torch.arange(200) % 10) for seed in (1, 2))
     with seeded(9):
         classifier = generation.DigitClassifier()
-    monkeypatch.setattr(study, "_images", lambda: (train, test))
+    for module in (study, tables):
+        monkeypatch.setattr(module, "images", lambda: (train, test))
     monkeypatch.setattr(data, "load_mnist", lambda split: test if split == "test" else train)
     monkeypatch.setattr(generation, "shipped_classifier", lambda: classifier)
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "checkpoints")
@@ -156,17 +158,19 @@ def test_the_row_of_an_auto_encoder_has_no_divergence_and_no_bound(small_images)
 
 
 def test_the_pictures_are_those_of_the_trained_models_drawn_by_the_executor(small_images, monkeypatch, tmp_path):
-    (train, test), threads, real = small_images, set(), study.pictures
-    monkeypatch.setattr(study, "pictures", lambda c: threads.add(threading.current_thread().name) or real(c))
+    (train, test), threads, real = small_images, set(), tables.pictures
+    monkeypatch.setattr(tables, "pictures", lambda c: threads.add(threading.current_thread().name) or real(c))
     configurations = [replace(TINY, latent_dim=d) for d in (1, 3)]
     with ThreadPoolExecutor(1, "pool") as executor:
-        study.save_pictures(tmp_path / "images.npz", configurations, executor)
+        tables.save_pictures(tmp_path / "images.npz", configurations, executor)
     assert threads == {"pool_0"}
     draws = torch.randn(64, 10, generator=torch.Generator().manual_seed(0)).T  # each model takes the first coordinates
     with np.load(tmp_path / "images.npz") as pictures, torch.no_grad():
-        assert set(pictures) == {f"mlp_{d}_{kind}" for d in (1, 3) for kind in ("train", "test", "prior", "axes")}
+        of_models = {f"mlp_{d}_{kind}" for d in (1, 3) for kind in ("train", "test", "prior", "axes")}
+        assert set(pictures) == {"axis"} | of_models
+        assert pictures["axis"].tolist() == [-3, -2, -1, 0, 1, 2, 3]
         for configuration in configurations:
-            model, d = study._trained(configuration)[0], configuration.latent_dim
+            model, d = configuration.trained()[0], configuration.latent_dim
             mu, logvar = model.encode(test.x)
             order = kl_per_dim(mu, logvar).mean(dim=0).argsort(descending=True)
             axes = mu[[2, 4, 7], None, None].repeat(1, 2, 7, 1)
@@ -224,12 +228,12 @@ def test_a_dask_cluster_gives_the_same_rows(table):
 
 
 def test_two_writers_of_one_table_lose_no_row(table, monkeypatch):
-    def slowly(path, read=study._read_rows):
+    def slowly(path, read=study.read_rows):
         rows = read(path)
         time.sleep(0.01)  # the other may write meanwhile
         return rows
 
-    monkeypatch.setattr(study, "_read_rows", slowly)
+    monkeypatch.setattr(study, "read_rows", slowly)
     parts = [{f"{name}{i}": partial(dict, value=i) for i in range(8)} for name in "ab"]
     with ThreadPoolExecutor(2) as pool:
         frames = list(pool.map(lambda jobs: fill(table, jobs, progress=False), parts))
@@ -256,20 +260,20 @@ def test_the_command_fills_its_table_and_draws_the_pictures_that_are_missing(mon
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 3, 5, 6, 7}, raising=False)
     monkeypatch.setattr(sys, "argv", ["study", "04_study", "--workers", "2"])
     # Threads, which see what is patched here, instead of processes.
-    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda n, *a: pools.append((n, *a[1:])) or ThreadPoolExecutor(n))
-    monkeypatch.setattr(study, "run", lambda configuration, generation: {"seed": configuration.seed + generation - 1})
-    monkeypatch.setattr(study, "pictures", lambda c: drawn.append(c) or {c.key: np.zeros(1, np.uint8)})
-    monkeypatch.setattr(study, "TABLES", {"04_study": grid[:4]})
-    study.main()
-    study.main()
-    assert pools == [(2, study._begin_worker, (3,))] * 2  # two processes of three threads, on the six cores allowed
+    monkeypatch.setattr(tables, "ProcessPoolExecutor", lambda n, *a: pools.append((n, *a[1:])) or ThreadPoolExecutor(n))
+    monkeypatch.setattr(tables, "run", lambda configuration, generation: {"seed": configuration.seed + generation - 1})
+    monkeypatch.setattr(tables, "pictures", lambda c: drawn.append(c) or {c.key: np.zeros(1, np.uint8)})
+    monkeypatch.setattr(tables, "TABLES", {"04_study": grid[:4]})
+    tables.main()
+    tables.main()
+    assert pools == [(2, tables._begin_worker, (3,))] * 2  # two processes of three threads, on the six cores allowed
     assert sorted(pd.read_csv(tmp_path / "04_study.csv")["seed"]) == [0, 0, 1, 1]
     assert drawn == [grid[0]]
     # Rows that are new make the pictures old, also if the command is stopped before it draws.
-    monkeypatch.setattr(study, "TABLES", {"04_study": grid})
+    monkeypatch.setattr(tables, "TABLES", {"04_study": grid})
     with monkeypatch.context() as patch:
-        patch.setattr(study, "save_pictures", ctrl_c)
+        patch.setattr(tables, "save_pictures", ctrl_c)
         with pytest.raises(KeyboardInterrupt):
-            study.main()
-    study.main()
+            tables.main()
+    tables.main()
     assert drawn[1:] == [grid[0], grid[4]]

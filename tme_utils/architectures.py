@@ -39,6 +39,13 @@ def residual_vae(latent_dim: int = 32, channels: tuple[int, int] = (32, 64), hid
     return vae.to(memory_format=torch.channels_last)  # the same numbers, in the order that its convolutions like best
 
 
+def wide_mlp_vae(latent_dim: int = 20) -> VAE:
+    """The multi-layer perceptron with, at d = 20, as many parameters as ``conv_vae``, within 0.03 %."""
+    vae = mlp_vae(latent_dim, (513,))
+    vae.config["architecture"] = "mlp_wide"
+    return vae
+
+
 def deep_mlp_vae(latent_dim: int = 20) -> VAE:
     """The multi-layer perceptron with as many layers as ``conv_vae``, of the widths of the shipped ``mlp_2d``."""
     vae = mlp_vae(latent_dim, (512, 512, 256))
@@ -72,6 +79,7 @@ def _autoencoder(build: Callable[..., VAE], latent_dim: int) -> VAE:
 
 VAES: dict[str, Callable[..., VAE]] = {
     "mlp": mlp_vae,
+    "mlp_wide": wide_mlp_vae,
     "mlp_deep": deep_mlp_vae,
     "conv": conv_vae,
     "residual": residual_vae,

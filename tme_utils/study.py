@@ -1,28 +1,21 @@
 """From a configuration to its row of results, and from many to one resumable table.
 
-``python -m tme_utils.study 03_match`` fills ``figures/03_match.csv``; ``--help`` lists the tables. What a table
-already holds is not computed again, and a trained model waits in ``checkpoints/study/`` (not committed) for the
-case that the work is stopped between its training and its scores. ``04_study`` writes the pictures of its models
-too, into ``figures/04_images.npz``.
+What a table already holds is not computed again, and a trained model waits in ``checkpoints/study/`` (not committed)
+for the case that the work is stopped between its training and its scores.
 """
 
-import argparse
 import csv
-import itertools
 import math
-import multiprocessing
 import os
 import platform
 import re
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
@@ -33,9 +26,8 @@ from tqdm.auto import tqdm
 from tme_utils import paths
 from tme_utils.architectures import ARCHITECTURES, AUTOENCODERS
 from tme_utils.checkpoints import digest, load_or_train, settings_of
-from tme_utils.data import Images, binarise, display_batch, load_mnist
+from tme_utils.data import Images, binarise, load_mnist
 from tme_utils.generation import generation_scores
-from tme_utils.latent import traversals
 from tme_utils.metrics import active_units, importance_weighted_log_likelihood, posterior_parameters
 from tme_utils.training import History, Recipe, best_device, evaluate, on_device, seeded
 from tme_utils.vae import VAE, as_int, kl_per_dim
@@ -59,7 +51,7 @@ def fill(
         ValueError: if the table exists but is not one of this function's.
     """
     table = Path(table)
-    done = _read_rows(table)
+    done = read_rows(table)
     missing = {key: job for key, job in jobs.items() if key not in done}
     errors = []
     with tqdm(total=len(jobs), initial=len(jobs) - len(missing), unit="row", disable=not progress) as bar:
@@ -92,7 +84,7 @@ def _results(jobs: Mapping[str, Job], executor: Executor | None) -> Iterator[tup
             future.cancel()
 
 
-def _read_rows(table: Path) -> dict[str, dict[str, str]]:
+def read_rows(table: Path) -> dict[str, dict[str, str]]:
     """The table's rows by digest, as text, so that writing them again changes no digit."""
     if not table.exists():
         return {}
@@ -106,7 +98,7 @@ def _read_rows(table: Path) -> dict[str, dict[str, str]]:
 def _add_row(table: Path, row: dict[str, Any]) -> None:
     table.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{table}.lock"):  # of two processes, none overwrites what the other has just added
-        rows = _read_rows(table) | {row["digest"]: row}
+        rows = read_rows(table) | {row["digest"]: row}
         names = list(dict.fromkeys(name for row in rows.values() for name in row))
         with paths.atomic_write(table) as partial_table, partial_table.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
@@ -156,6 +148,11 @@ class Configuration:
         with seeded(self.seed):
             model = self.build()
         return f"{digest(settings_of(model, self.recipe, self.seed))}_iw{self.iw_samples}"
+
+    def trained(self) -> tuple[VAE, History]:
+        """The model, from its checkpoint or trained now; a model that ships is found in checkpoints/."""
+        folder = paths.CHECKPOINTS / "study"
+        return load_or_train(self.build, self.recipe, seed=self.seed, folder=folder, progress=False)
 
 
 def result_row(
@@ -214,16 +211,9 @@ def _standard_error(values: Tensor) -> float:
 
 
 @cache
-def _images() -> tuple[Images, Images]:
+def images() -> tuple[Images, Images]:
     """The training and test images, loaded once in each process."""
     return load_mnist("train+validation"), load_mnist("test")
-
-
-def _trained(configuration: Configuration) -> tuple[VAE, History]:
-    """The model of a configuration, from its checkpoint or trained now; a model that ships is found in checkpoints/."""
-    folder = paths.CHECKPOINTS / "study"
-    recipe, seed = configuration.recipe, configuration.seed
-    return load_or_train(configuration.build, recipe, seed=seed, folder=folder, progress=False)
 
 
 def processor() -> str:
@@ -239,8 +229,8 @@ def run(configuration: Configuration, generation: bool = True) -> dict[str, Any]
     The row is that of :func:`result_row`, with the :func:`tme_utils.generation.generation_scores` if asked, ``python``
     and ``processor``.
     """
-    (train, test), seed = _images(), configuration.seed
-    model, history = _trained(configuration)
+    (train, test), seed = images(), configuration.seed
+    model, history = configuration.trained()
     row = result_row(
         model, history, train.x, test.x, configuration.recipe, seed=seed, iw_samples=configuration.iw_samples
     )
@@ -251,108 +241,6 @@ def run(configuration: Configuration, generation: bool = True) -> dict[str, Any]
     return row
 
 
-LATENT_DIMS = (1, 2, 3, 5, 10, 20, 32, 64)
-OTHER_BETAS = (0.25, 0.5, 2.0, 4.0)  # beside 1, at 20 dimensions
-DRAWS = 10  # codes of the prior that every model decodes: the first coordinates of the same draws
-AXIS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # values given to one coordinate, in standard deviations of the prior
-RESIDUAL = Recipe(n_epochs=30, binarised=True)
-MLP_BEST = Recipe(max_lr=8e-3)  # its best rate on the validation split (figures/02_recipe.csv); conv's is the default
-
-# Seeds vary slowest: a study cut short has every model once.
-TABLES: dict[str, list[Configuration]] = {
-    "03_match": [
-        *(
-            Configuration(architecture, latent_dim, seed, iw_samples=100)
-            for seed, latent_dim, architecture in itertools.product(range(3), (20, 2), ("mlp", "conv"))
-        ),
-        *(Configuration("mlp", 20, seed, MLP_BEST, iw_samples=100) for seed in range(3)),
-    ],
-    "03_literature": [
-        Configuration("residual", 32, seed, RESIDUAL, iw_samples)
-        for iw_samples, seed in [*itertools.product((1, 10, 100), range(2)), (500, 0), (5000, 0)]
-    ],
-    # The models to compare, then the MLP with other β for the rate-distortion plane, then the auto-encoders.
-    "04_study": [
-        *(
-            Configuration(name, d, seed, iw_samples=100)
-            for seed, name, d in itertools.product(range(3), ("mlp", "conv"), LATENT_DIMS)
-        ),
-        *(Configuration("mlp", 20, seed, Recipe(beta=beta)) for seed, beta in itertools.product(range(3), OTHER_BETAS)),
-        *(
-            Configuration(name, d, seed, Recipe(beta=0))
-            for seed, name, d in itertools.product(range(3), ("mlp_ae", "conv_ae"), LATENT_DIMS)
-        ),
-    ],
-}
-
-
-def pictures(configuration: Configuration) -> dict[str, Any]:
-    """What the model of a configuration draws, as 8-bit images (..., 28, 28), for figures.
-
-    By name, ``<architecture>_<latent_dim>_train`` and ``_test``, ten display digits rebuilt through ``mu``, ``_prior``,
-    the same ten draws decoded, and ``_axes``, three test digits rebuilt as one coordinate takes the values ``AXIS``:
-    that of the largest and that of the smallest KL divergence (3, 2, 7, 28, 28).
-    """
-    (train, test), (model, _) = _images(), _trained(configuration)
-    order = kl_per_dim(*posterior_parameters(model, test.x)).mean(dim=0).argsort(descending=True)
-    draws = torch.randn(max(LATENT_DIMS), DRAWS, generator=torch.Generator().manual_seed(0)).T
-    codes = {n: posterior_parameters(model, display_batch(s, 1).x)[0] for n, s in [("train", train), ("test", test)]}
-    codes["prior"] = draws[:, : configuration.latent_dim]
-    codes["axes"] = traversals(codes["test"][[2, 4, 7]], order[[0, -1]], torch.tensor(AXIS))
-    with torch.no_grad():
-        probs = {name: model.likelihood.mean(model.decode(z)).squeeze(-3) for name, z in codes.items()}
-    stem = f"{configuration.architecture}_{configuration.latent_dim}"
-    return {f"{stem}_{name}": (255 * p).round().to(torch.uint8).numpy() for name, p in probs.items()}
-
-
-def save_pictures(
-    path: Path | str,
-    configurations: Sequence[Configuration],
-    executor: Executor | None = None,
-    *,
-    progress: bool = True,
-) -> None:
-    """Write the pictures of these models to one file, moved into place when complete."""
-    results = executor.map(pictures, configurations) if executor else map(pictures, configurations)
-    arrays = [
-        each for found in tqdm(results, "pictures", len(configurations), disable=not progress) for each in found.items()
-    ]
-    with paths.atomic_write(path) as partial_file, partial_file.open("wb") as file:
-        np.savez_compressed(file, **dict(arrays))
-
-
 def allowed_cores() -> int:
     """Cores that this process may use: on a cluster fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _begin_worker(n_threads: int) -> None:
-    """Set up a process of the pool."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker; else it would begin the next model
-    torch.set_num_threads(n_threads)
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Fill a table of the report with what it lacks.")
-    parser.add_argument("table", choices=TABLES)
-    parser.add_argument("--workers", type=int, default=1, help="processes, which share the cores; 1 by default")
-    arguments = parser.parse_args()
-    path = paths.figures_dir() / f"{arguments.table}.csv"
-    study = arguments.table == "04_study"  # whose models are to generate, too
-    jobs = {c.key: partial(run, c, generation=study) for c in TABLES[arguments.table]}
-    # The pictures are those of the models of seed 0 and β = 1; older ones are of other models than the rows to come.
-    shown = [c for c in TABLES["04_study"] if c.seed == 0 and c.recipe.beta == 1]
-    images = path.with_name("04_images.npz")
-    if study and not {c.key for c in shown} <= _read_rows(path).keys():
-        images.unlink(missing_ok=True)
-    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in whatever state they are
-    n_threads = max(1, allowed_cores() // arguments.workers)
-    with ProcessPoolExecutor(arguments.workers, context, _begin_worker, (n_threads,)) as executor:
-        fill(path, jobs, executor)
-        if study and not images.exists():
-            save_pictures(images, shown, executor)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Training and evaluation: one recipe for every model of the report.
 
-The default :class:`Recipe` was chosen on the validation split by ``python -m benchmarks.recipe``, whose table is
+The default :class:`Recipe` was chosen on the validation split by ``python -m tables.recipe``, whose table is
 ``figures/02_recipe.csv``.
 """
 

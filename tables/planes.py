@@ -1,4 +1,4 @@
-"""Does it come back with another seed? ``python -m tools.planes`` measures each plane: ``figures/05_planes.csv``.
+"""Does it come back with another seed? ``python -m tables.planes`` measures each plane: ``figures/05_planes.csv``.
 
 The shipped two-dimensional models (seed 0), and models of the same recipes from other seeds, are trained if their
 checkpoint is missing. What a row holds is what notebook 05 computes for the plane that it shows.

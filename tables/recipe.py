@@ -1,4 +1,4 @@
-"""The search for the training recipe, on the validation split: ``python -m benchmarks.recipe``.
+"""The search for the training recipe, on the validation split: ``python -m tables.recipe``.
 
 Models train on the first 50,000 images and are scored on the 10,000 set aside; the test images are not loaded.
 Rows go to ``figures/02_recipe.csv``; those already there are not computed again.
@@ -17,13 +17,14 @@ from tme_utils.training import Recipe, evaluate, fit, seeded
 
 BUILDERS = VAES | {"mlp_2d": SHIPPED["mlp_2d"][0]}
 # Architecture, (max_lr, beta2), seed. The fast model decides beta2 and shows the spread; the others compare learning
-# rates, at d = 20 until the best has a worse neighbour on both sides.
+# rates until the best has a worse neighbour on both sides.
 RUNS = [
     *itertools.product(["mlp"], [(2e-3, 0.95), (4e-3, 0.95), (8e-3, 0.95), (4e-3, 0.999)], [0, 1]),
     ("mlp", (16e-3, 0.95), 0),
+    *itertools.product(["mlp_wide"], [(8e-3, 0.95), (4e-3, 0.95), (16e-3, 0.95)], [0]),
     *itertools.product(["mlp_deep"], [(5e-4, 0.95), (1e-3, 0.95), (2e-3, 0.95), (4e-3, 0.95)], [0]),
     *itertools.product(["conv"], [(2e-3, 0.95), (4e-3, 0.95), (8e-3, 0.95)], [0]),
-    *itertools.product(["mlp_2d"], [(2e-3, 0.95), (4e-3, 0.95)], [0]),
+    *itertools.product(["mlp_2d"], [(2e-3, 0.95), (4e-3, 0.95), (1e-3, 0.95)], [0]),
 ]
 N_EPOCHS = 10
 KEY = ["architecture", "max_lr", "beta2", "seed", "n_epochs"]
