@@ -140,7 +140,9 @@ class LatentExplorer:
         return self._name
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        bundle: dict[str, Any] = self.widget._repr_mimebundle_() | {"text/plain": repr(self)}
+        # Not `widget._repr_mimebundle_`, which ipywidgets 7 lacks: hosted notebooks still have it.
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
+        bundle = {"text/plain": repr(self), "application/vnd.jupyter.widget-view+json": view}
         if self._poster is not None:
             bundle["image/png"] = b64encode(self._poster).decode()
         return bundle
