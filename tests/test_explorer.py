@@ -1,7 +1,9 @@
 """The explorer outside a browser: what travels there, how it shows itself, its page, and what it refuses."""
 
+import gc
 import json
 import re
+import weakref
 import zlib
 from base64 import b64decode, b64encode
 from pathlib import Path
@@ -176,6 +178,15 @@ def test_it_displays_its_widget_an_unchanging_text_and_the_poster_where_none_can
     assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == shown.widget.model_id
     assert b64decode(bundle["image/png"]) == PNG
     assert "image/png" not in plain._repr_mimebundle_()
+
+
+def test_closed_it_is_freed(build, images):
+    shown = LatentExplorer(build(), *images, poster=PNG)
+    seen = weakref.ref(front_end(shown))
+    shown.close()
+    del shown
+    gc.collect()
+    assert seen() is None
 
 
 @pytest.fixture(scope="module")

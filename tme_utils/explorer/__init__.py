@@ -44,7 +44,7 @@ class FrontEnd(anywidget.AnyWidget):
     """What travels to ``explorer.js``; see there how each is read. All ``Bytes`` are compressed by zlib."""
 
     _esm = front_end_script()
-    _css = FRONT_END / "explorer.css"
+    _css = (FRONT_END / "explorer.css").read_text(encoding="utf-8")  # a path would be watched, its widgets never freed
     networks = traitlets.Dict().tag(sync=True)
     weights = traitlets.Bytes().tag(sync=True)
     images = traitlets.Bytes().tag(sync=True)
@@ -133,8 +133,14 @@ class LatentExplorer:
         )
         sliders = ipywidgets.HBox([self.z1, self.z2], layout=ipywidgets.Layout(flex_flow="row wrap"))
         self.widget = ipywidgets.VBox([sliders, self._front_end])
-        for slider, name in [(self.z1, "z1"), (self.z2, "z2")]:
-            ipywidgets.jslink((slider, "value"), (self._front_end, name))
+        linked = [(self.z1, "z1"), (self.z2, "z2")]
+        links = [ipywidgets.jslink((slider, "value"), (self._front_end, name)) for slider, name in linked]
+        self._widgets = (*links, self.widget, sliders, self.z1, self.z2, self._front_end)
+
+    def close(self) -> None:
+        """Take the explorer off the page and free what it holds: Jupyter keeps every widget until it is closed."""
+        for widget in self._widgets:
+            widget.close()
 
     def __repr__(self) -> str:
         return self._name
