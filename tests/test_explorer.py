@@ -13,6 +13,7 @@ import pytest
 import seaborn as sns
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from tme_utils import explorer
 from tme_utils.checkpoints import shipped_model
@@ -233,6 +234,65 @@ def test_the_same_page_each_time_written_whole_or_not_at_all(build, images, tmp_
         LatentExplorer(build(1), *images).to_html(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+class Doubled(nn.Linear):
+    """A layer whose forward pass is its own."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class OwnDecode(VAE):
+    """A model whose forward pass is its own."""
+
+    def decode(self, z):
+        return super().decode(z).clamp(-0.01, 0.01)
+
+
+def hooked(register, hook):
+    """A model with a hook on the decoder's first layer."""
+    model = vae()
+    getattr(model.decoder[0], register)(hook)
+    return model
+
+
+def replaced(model):
+    """A model one of whose layers has been given another forward pass."""
+    model.decoder[0].forward = lambda z: F.linear(z.sin(), model.decoder[0].weight)
+    return model
+
+
+OTHERWISE = {
+    "hook": hooked("register_forward_hook", lambda layer, args, output: output + 0.1),
+    "hook before": hooked("register_forward_pre_hook", lambda layer, args: (args[0].tanh(),)),
+    "subclass": vae(nn.Flatten(), Doubled(784, 4)),
+    "model": OwnDecode(vae().encoder, vae().decoder, 2, {}),
+    "replaced": replaced(vae()),
+    "hook on all": vae(),
+}
+OTHERWISE["hook on all"].decoder.register_forward_hook(lambda layer, args, output: output.clamp(-0.01, 0.01))
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_a_forward_pass_other_than_its_layers_is_refused(name, images):
+    with pytest.raises(ValueError, match=r"does not compute what its layers do|unsupported layer"):
+        LatentExplorer(OTHERWISE[name], *images)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@torch.no_grad()
+def test_weights_that_each_forward_pass_makes_anew_travel_as_they_are_now(norm, images):
+    model = vae()
+    layer = norm(model.decoder[0])
+    layer.register_forward_hook(lambda *_: None)  # one that only looks changes nothing
+    next(g for name, g in layer.named_parameters() if name.endswith(("_g", "original0"))).mul_(2)
+    shown = front_end(LatentExplorer(model, *images))
+    model.decode(torch.zeros(1, 2))
+    rows = integers(zlib.decompress(shown.weights))[-784 * 3 : -784].reshape(784, 2)
+    scales = np.array(shown.networks["decoder"][0]["weight"]["scales"])
+    np.testing.assert_allclose(rows * scales[:, None], layer.weight, atol=1e-3)
 
 
 def encoder(*layers):

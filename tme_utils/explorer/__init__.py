@@ -10,15 +10,17 @@ import math
 import re
 import zlib
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import anywidget
 import ipywidgets
 import torch
+import torch.nn.functional as F
 import traitlets
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from tme_utils import paths
 from tme_utils.metrics import posterior_parameters
@@ -31,7 +33,18 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # A step in the encoder moves the mean of q(z|x), and a few images stand where recon is steep.
 LARGEST = {"encoder": 2**16, "decoder": 2**14}
 QUANTILES = 21  # 0, 5, ..., 100 %
-SUPPORTED = "Flatten, Unflatten, Linear, ReLU, SiLU, Conv2d and ConvTranspose2d, in a Sequential"
+N_CHECKED = 500  # images that the encoder and its bare layers must agree on
+# The layers that the front end runs, and what it computes for each.
+LAYERS: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
+    nn.Flatten: lambda layer, x: x.flatten(1),
+    nn.Unflatten: lambda layer, x: x.unflatten(1, layer.unflattened_size),
+    nn.Linear: lambda layer, x: F.linear(x, layer.weight, layer.bias),
+    nn.ReLU: lambda layer, x: x.relu(),
+    nn.SiLU: lambda layer, x: F.silu(x),
+    nn.Conv2d: lambda layer, x: F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding),
+    nn.ConvTranspose2d: lambda layer, x: F.conv_transpose2d(x, layer.weight, layer.bias, layer.stride, layer.padding),
+}
+SUPPORTED = f"{', '.join(kind.__name__ for kind in LAYERS)}, in a Sequential"
 
 
 def front_end_script() -> str:
@@ -89,7 +102,7 @@ class LatentExplorer:
         walks: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Check everything, then make the widgets; they appear when the explorer is displayed."""
-        networks, weights = pack_networks(model)
+        pack_networks(model)  # refuses what the front end cannot run, before anything runs it
         check_images(x)
         if y.shape != x.shape[:1] or y.is_floating_point() or not ((y >= 0) & (y <= 9)).all():
             raise ValueError(f"y must hold {len(x)} integers from 0 to 9, got {y.dtype} {(*y.shape,)}: {y.unique()}")
@@ -99,6 +112,9 @@ class LatentExplorer:
         posterior = posterior_parameters(model, x.to(like))
         mu = posterior[0].float().cpu()
         limit = float(mu.abs().max().mul(1.02).clamp(min=4.0).mul(10).ceil()) / 10
+        axis = torch.linspace(-limit, limit, 11).to(like)
+        check_layers(model, x[:N_CHECKED].to(like), torch.cartesian_prod(axis, axis))
+        networks, weights = pack_networks(model)  # only now: hooks may make weights anew when a model runs
         z = tuple(float(value) for value in z)  # the widgets take no number of numpy or torch
         if len(z) != 2 or not all(abs(value) <= limit for value in z):
             raise ValueError(f"z must be two numbers between {-limit} and {limit}, got {z!r}")
@@ -225,6 +241,27 @@ def pack_networks(model: VAE) -> tuple[dict[str, list[dict[str, Any]]], bytes]:
     return networks, unsigned.view("uint8").reshape(-1, 4)[:, :3].T.tobytes()
 
 
+@torch.no_grad()
+def check_layers(model: VAE, x: Tensor, z: Tensor) -> None:
+    """Raise ``ValueError`` if the model computes anything but its layers in turn, at these images or codes.
+
+    Hooks, parametrisations and methods of its own may change a forward pass, and none of them travels.
+    """
+    for name, network, value, computed in [
+        ("encoder", model.encoder, x, torch.cat(model.encode(x), dim=1)),
+        ("decoder", model.decoder, z, model.decode(z)),
+    ]:
+        for _, layer in _leaves(network, name):
+            value = LAYERS[type_before_parametrizations(layer)](layer, value)
+        value, computed = value.flatten(1), computed.flatten(1)
+        if not torch.allclose(value, computed, rtol=1e-3, atol=1e-3):
+            worst = (value - computed).abs().max()
+            raise ValueError(
+                f"the {name} does not compute what its layers do: up to {worst:.3g} lies between them. The explorer "
+                f"takes weights from the layers and knows neither hooks nor a forward pass of the model's own"
+            )
+
+
 def _leaves(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
     """(name, layer) in the order of the forward pass; a Sequential may hold others."""
     if type(module) is not nn.Sequential:
@@ -232,7 +269,7 @@ def _leaves(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
     return [leaf for key, child in module.named_children() for leaf in _leaves(child, f"{name}.{key}")]
 
 
-def _pack_layer(where: str, layer: nn.Module, largest: int, integers: list[Tensor]) -> dict[str, Any]:
+def _pack_layer(where: str, layer: Any, largest: int, integers: list[Tensor]) -> dict[str, Any]:
     """Describe one layer for the front end; its weights, as integers, are appended to ``integers``."""
 
     def pack(name: str) -> dict[str, Any]:
@@ -244,14 +281,14 @@ def _pack_layer(where: str, layer: nn.Module, largest: int, integers: list[Tenso
         integers.append((rows / rows.new_tensor(scales)[:, None]).round().flatten())
         return {"shape": list(value.shape), "scales": scales}
 
-    kind = type(layer)
+    kind = type_before_parametrizations(layer)
     described: dict[str, Any] = {"type": kind.__name__}
-    if kind in (nn.ReLU, nn.SiLU) or (isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (1, -1)):
+    if kind in (nn.ReLU, nn.SiLU) or (kind is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1)):
         return described
-    if isinstance(layer, nn.Unflatten) and layer.dim == 1:
+    if kind is nn.Unflatten and layer.dim == 1:
         return described | {"shape": list(layer.unflattened_size)}
     is_plain = kind is nn.Linear
-    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+    if kind in (nn.Conv2d, nn.ConvTranspose2d):
         is_plain = (
             len(set(layer.stride)) == len(set(layer.padding)) == 1  # no "same" or "valid" either
             and (layer.groups, layer.dilation, layer.padding_mode) == (1, (1, 1), "zeros")
