@@ -1,6 +1,6 @@
 # `make report` runs the notebooks, `make test` checks everything, `make quick` the unit tests alone, `make strict` the
-# notebooks' outputs as other processors compute them, `make lab` opens JupyterLab, `make site` writes a static site,
-# `make practical` the notebooks of the practical session.
+# notebooks' outputs as other processors compute them, `make floors` the lowest versions of what is installed, `make lab`
+# opens JupyterLab, `make site` writes a static site, `make practical` the notebooks of the practical session.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -12,7 +12,7 @@ export PRACTICAL_VENV ?= $(VENV)-practical
 HANDOUT ?= practical/handout
 comma := ,
 
-.PHONY: report test quick strict lab site practical $(NOTEBOOKS:%=run-%)
+.PHONY: report test quick strict floors lab site practical $(NOTEBOOKS:%=run-%)
 
 report: $(VENV)/ready
 	@rm -rf $(VENV)/report && mkdir $(VENV)/report
@@ -40,6 +40,19 @@ quick: $(VENV)/ready
 strict: $(VENV)/ready
 	ATEN_CPU_CAPABILITY=default $(BIN)/pytest --nbval notebooks
 	OMP_NUM_THREADS=2 $(BIN)/pytest --nbval -n 1 notebooks
+
+# The lowest versions that pyproject.toml allows, best with the oldest Python (make floors PYTHON=python3.10), among
+# today's of all else, of which old libraries warn. The outputs of notebook 05 are compared as ever.
+FLOOR = $(VENV)-floor
+floors:
+	$(PYTHON) -m venv --clear $(FLOOR)
+	$(FLOOR)/bin/pip install --quiet uv
+	$(FLOOR)/bin/uv pip install --quiet --python $(FLOOR)/bin/python --resolution lowest-direct --editable . \
+		'torchvision>=0.21.0'
+	$(FLOOR)/bin/uv pip install --quiet --python $(FLOOR)/bin/python nbval pytest-xdist hypothesis playwright
+	$(FLOOR)/bin/pytest -W ignore::DeprecationWarning -W ignore::pytest.PytestUnraisableExceptionWarning \
+		--nbval notebooks/05_latent_exploration.ipynb tests \
+		$(patsubst %,--ignore=tests/test_%.py,browser site practical project)
 
 lab: $(VENV)/ready
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tme_utils import training
+from tme_utils.metrics import importance_weighted_log_likelihood
 from tme_utils.training import Recipe, check_band, evaluate, fit, seeded, take_snapshots
 from tme_utils.vae import elbo_terms
 
@@ -260,11 +261,30 @@ def test_threads_that_seed_at_once_draw_what_they_draw_alone():
 
 
 def test_float64_stays_off_an_accelerator_without_it(monkeypatch):
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("mps"))
+    monkeypatch.delenv("TME_DEVICE", raising=False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
     assert training.best_device(torch.float64).type == "cpu"
     assert training.best_device().type == "mps"
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+    monkeypatch.setenv("TME_DEVICE", "cpu")  # asked for: a GPU may be too old, or somebody else's
     assert training.best_device().type == "cpu"
+    monkeypatch.delenv("TME_DEVICE")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert training.best_device().type == "cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_trains_and_scores_as_the_cpu_does(build, random_images, generator, monkeypatch):
+    x, scores = random_images(64), {}
+    for device in ("cuda", "cpu"):
+        monkeypatch.setenv("TME_DEVICE", device)
+        model = build()
+        row = fit(model, x, x, SHORT, progress=False).rows[-1]
+        here = torch.device(device)
+        with training.on_device(model, here):
+            bound = importance_weighted_log_likelihood(model, x.to(here), 4, generator())
+        scores[device] = [row["train_neg_elbo"], -bound.mean().item()]
+    assert scores["cuda"] == pytest.approx(scores["cpu"], rel=0.05)  # another order of images, and other noise
 
 
 def test_a_model_is_lent_and_comes_back_whatever_happens(build, monkeypatch):

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass, field
@@ -31,6 +32,9 @@ from tme_utils.generation import generation_scores
 from tme_utils.metrics import active_units, importance_weighted_log_likelihood, posterior_parameters
 from tme_utils.training import History, Recipe, best_device, evaluate, on_device, seeded
 from tme_utils.vae import VAE, as_int, kl_per_dim
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
 
 Job = Callable[[], dict[str, Any]]
 

@@ -5,6 +5,7 @@ The default :class:`Recipe` was chosen on the validation split by ``python -m ta
 """
 
 import math
+import os
 import sys
 import threading
 import time
@@ -94,8 +95,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def best_device(dtype: torch.dtype = torch.float32) -> torch.device:
-    """The accelerator if there is one that computes in ``dtype``, else the CPU."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    """The accelerator if there is one that computes in ``dtype``, else the CPU; or what ``$TME_DEVICE`` names."""
+    if asked := os.environ.get("TME_DEVICE"):
+        return torch.device(asked)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is None or (accelerator.type == "mps" and dtype == torch.float64):  # Apple's has no float64
         return torch.device("cpu")
     return accelerator

@@ -10,6 +10,7 @@ from IPython import get_ipython
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from PIL import Image
 
 from tme_utils import paths
@@ -69,7 +70,7 @@ def log2_axis(ax: Axes, values: Sequence[int], label: str) -> None:
     """Make the horizontal axis logarithmic, with a tick at each value."""
     ax.set_xscale("log", base=2)
     ax.set_xticks(values, [str(value) for value in values])
-    ax.xaxis.minorticks_off()
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel(label)
 
 
