@@ -1,13 +1,15 @@
 """MNIST in memory, the display digits, binarisation."""
 
+import gzip
 import shutil
+import struct
 
 import pytest
 import torch
 from torchvision.datasets import MNIST
 
 from tme_utils import paths
-from tme_utils.data import Images, binarise, display_batch, load_mnist
+from tme_utils.data import Images, binarise, display_batch, load_images, load_mnist
 
 
 def test_the_splits_are_the_files_parts_in_their_order(mnist_train, mnist_test):
@@ -39,6 +41,47 @@ def test_a_damaged_or_missing_archive_is_named(tmp_path):
         load_mnist("test", tmp_path)
 
 
+def write_set(folder, images, labels, stem="train", pack=gzip.compress):
+    """Write images (n, h, w) and labels in MNIST's format, packed or not."""
+    for kind, array in [("images-idx3", images), ("labels-idx1", labels)]:
+        head = struct.pack(f">BBBB{array.dim()}i", 0, 0, 8, array.dim(), *array.shape)
+        content = head + bytes(array.flatten().int().tolist())
+        (folder / f"{stem}-{kind}-ubyte{'.gz' if pack else ''}").write_bytes((pack or bytes)(content))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, None])
+def test_another_set_of_the_same_format_is_loaded_with_its_own_labels(pack, tmp_path, generator):
+    images = torch.randint(0, 256, (52, 28, 28), generator=generator())
+    labels = torch.arange(52) % 26 + 1  # those of EMNIST's letters
+    write_set(tmp_path, images, labels, pack=pack)
+    whole, train, validation = (load_images(split, tmp_path) for split in ("train+validation", "train", "validation"))
+    assert (len(train.x), len(validation.x)) == (43, 9)
+    assert torch.equal(torch.cat([train.x, validation.x]), whole.x)
+    assert torch.equal((whole.x * 255).round().long(), images[:, None])
+    assert torch.equal(whole.y, labels)
+    assert display_batch(whole).y.tolist() == sorted(labels.tolist())
+    with pytest.raises(FileNotFoundError, match="t10k-images-idx3-ubyte"):
+        load_images("test", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"images": torch.zeros(4, 27, 28)}, r"must hold images \(n, 28, 28\) and n labels, got \(4, 27, 28\)"),
+        ({"images": torch.zeros(3, 28, 28)}, r"got \(3, 28, 28\) and \(4,\)"),
+        ({"images": torch.zeros(0, 28, 28), "labels": torch.zeros(0)}, "is damaged, or not in"),
+        ({"pack": lambda content: gzip.compress(content[:-1])}, "is damaged, or not in MNIST's format: shape"),
+        ({"pack": lambda content: gzip.compress(content)[:-9]}, "is damaged, or not in MNIST's format: Compressed"),
+        ({"pack": lambda content: b"<html>"}, "is damaged, or not in MNIST's format: Not a gzipped file"),
+        ({"pack": lambda content: gzip.compress(b"")}, "is damaged, or not in MNIST's format: "),
+    ],
+)
+def test_files_of_another_kind_are_refused(changed, message, tmp_path):
+    write_set(tmp_path, **{"images": torch.zeros(4, 28, 28), "labels": torch.zeros(4)} | changed)
+    with pytest.raises(ValueError, match=message):
+        load_images("train", tmp_path)
+
+
 def test_an_unknown_split_is_told_with_the_known_ones():
     with pytest.raises(ValueError, match="'valid'; the splits are 'train', 'validation'"):
         load_mnist("valid")
@@ -50,7 +93,7 @@ def test_the_display_digits_are_the_first_of_each_class(mnist_test):
     for label in range(10):
         assert torch.equal(shown.x[2 * label : 2 * label + 2], mnist_test.x[mnist_test.y == label][:2])
     few = Images(mnist_test.x[:20], mnist_test.y[:20])
-    with pytest.raises(ValueError, match=r"the classes \[.*8.*\] have fewer images than per_class = 2"):
+    with pytest.raises(ValueError, match=r"the classes \[2, 3, 6\] have fewer images than per_class = 2"):
         display_batch(few)
     with pytest.raises(ValueError, match="per_class must be an integer >= 1"):
         display_batch(few, 0)

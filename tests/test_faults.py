@@ -80,10 +80,10 @@ def room_for(n_bytes):
 
 
 def test_read_only_images_are_loaded_whatever_lies_beside_them_and_none_is_downloaded(public, mnist_test, monkeypatch):
-    monkeypatch.setattr(urllib.request, "urlopen", None)  # what torchvision would call
+    monkeypatch.setattr(urllib.request, "urlopen", None)
     raw = public / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for name, _ in data.MNIST.resources:
+    for name in data.MNIST:
         shutil.copy(paths.DATA / "MNIST" / "raw" / name, raw)
         (raw / name.removesuffix(".gz")).write_bytes(struct.pack(">4i", 2051, 10_000, 28, 28) + bytes(784 * 10_000))
     raw.chmod(0o555)

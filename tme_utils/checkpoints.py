@@ -42,7 +42,8 @@ def settings_of(model: VAE, recipe: Recipe, seed: int, images: str = data.TRAINI
 
 def checkpoint_path(folder: Path | str, settings: dict[str, Any]) -> Path:
     """File of these settings: readable in front, their digest behind."""
-    return Path(folder) / f"{settings['architecture']}_z{settings['latent_dim']}_{digest(settings)}.safetensors"
+    name = f"{settings['architecture']}_z{settings['latent_dim']}_{digest(settings)}.safetensors"
+    return Path(folder).expanduser() / name
 
 
 def _content_digest(tensors: dict[str, Tensor], history: str) -> str:

@@ -1,27 +1,27 @@
-"""MNIST as in-memory tensors: training, validation and test images, and one fixed batch for display."""
+"""MNIST, and other sets of its kind, as in-memory tensors: training, validation and test; one batch for display."""
 
-import shutil
-import tempfile
+import gzip
+import hashlib
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torchvision.datasets import MNIST
-from torchvision.datasets.utils import check_integrity
 
 from tme_utils import paths
 from tme_utils.vae import as_int, check_images
 
-N_TRAIN = 50_000  # of the training file's 60,000 images; the last 10,000 are the validation split
-SPLITS = {
-    "train": (True, slice(0, N_TRAIN)),
-    "validation": (True, slice(N_TRAIN, None)),
-    "train+validation": (True, slice(None)),
-    "test": (False, slice(None)),
+SPLITS = ("train", "validation", "train+validation", "test")
+MNIST = {  # the archives and their md5 sums
+    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
 }
-TRAINING_IMAGES = f"{MNIST.resources[0][0]} md5 {MNIST.resources[0][1]}"  # names the 60,000 without reading them
+TRAINING_IMAGES = "{} md5 {}".format(*next(iter(MNIST.items())))  # names the 60,000 without reading them
 
 
 class Images(NamedTuple):
@@ -32,41 +32,63 @@ class Images(NamedTuple):
 
 
 def load_mnist(split: str, root: Path | str = paths.DATA) -> Images:
-    """Load one split of MNIST from the archives in ``root/MNIST/raw``; nothing is downloaded.
-
-    The splits are "train" (the first 50,000 images of the training file), "validation" (its last 10,000),
-    "train+validation" (all 60,000, for final fits) and "test" (10,000). torchvision verifies the archives and unpacks
-    them into a temporary folder: an interrupted run leaves nothing behind, and ``root`` may be read-only.
+    """Load one split of MNIST by :func:`load_images`, once the archives in ``root/MNIST/raw`` have been verified.
 
     Raises:
         ValueError: for an unknown split, or an archive that is damaged.
         FileNotFoundError: for a missing archive.
     """
+    raw = Path(root).expanduser() / "MNIST" / "raw"
+    for name, md5 in MNIST.items():
+        mend = f"in a clone, restore it with `git checkout -- data/MNIST/raw/{name}`"
+        if not (raw / name).is_file():
+            raise FileNotFoundError(f"{raw / name} is missing; {mend}")
+        if hashlib.md5((raw / name).read_bytes()).hexdigest() != md5:
+            raise ValueError(f"{raw / name} is damaged (its md5 sum is not {md5}); {mend}; of another set: load_images")
+    return load_images(split, raw)
+
+
+def load_images(split: str, folder: Path | str) -> Images:
+    """Load one split of a set in MNIST's format and under its four names, packed (``.gz``) or not.
+
+    The splits are "train" (the first five sixths of the training file, of MNIST 50,000 images), "validation" (the rest
+    of it), "train+validation" (all of it, for final fits) and "test". Labels stay as they are.
+
+    Raises:
+        ValueError: for an unknown split, or files that are damaged or hold anything but images of 28 by 28 pixels.
+        FileNotFoundError: for a missing file.
+    """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; the splits are {', '.join(map(repr, SPLITS))}")
-    is_train, part = SPLITS[split]
-    archives = Path(root) / "MNIST" / "raw"
-    with tempfile.TemporaryDirectory() as folder:
-        raw = Path(folder) / "MNIST" / "raw"
-        raw.mkdir(parents=True)
-        for name, md5 in MNIST.resources:
-            archive, mend = archives / name, f"restore it with `git checkout -- data/MNIST/raw/{name}`"
-            if not archive.is_file():
-                raise FileNotFoundError(f"{archive} is missing; {mend}")
-            if not check_integrity(str(archive), md5):
-                raise ValueError(f"{archive} is damaged (its md5 sum is not {md5}); {mend}")
-            shutil.copyfile(archive, raw / name)
-        dataset = MNIST(folder, train=is_train, download=True)  # finds the archives there: no request is made
-    return Images(x=dataset.data[part].unsqueeze(1).float() / 255, y=dataset.targets[part])
+    stem = Path(folder).expanduser() / ("t10k" if split == "test" else "train")
+    x, y = (_read(Path(f"{stem}-{kind}-ubyte")) for kind in ("images-idx3", "labels-idx1"))
+    if len(y) == 0 or x.shape != (len(y), 28, 28) or y.dim() != 1:
+        raise ValueError(f"{stem}-* must hold images (n, 28, 28) and n labels, got {(*x.shape,)} and {(*y.shape,)}")
+    cut = len(y) * 5 // 6
+    part = {"train": slice(cut), "validation": slice(cut, None)}.get(split, slice(None))
+    return Images(x=x[part].unsqueeze(1).float() / 255, y=y[part].long())
+
+
+def _read(path: Path) -> Tensor:
+    """Read one of the four files: two zeros, a type (8: bytes), the number of dimensions, their sizes, the bytes."""
+    packed = path.with_name(f"{path.name}.gz")
+    if not packed.is_file() and not path.is_file():
+        raise FileNotFoundError(f"neither {packed} nor {path.name} is there")
+    try:
+        content = gzip.decompress(packed.read_bytes()) if packed.is_file() else path.read_bytes()
+        shape = np.frombuffer(content, ">i4", count=content[3], offset=4).tolist()
+        return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+    except (OSError, EOFError, zlib.error, ValueError, IndexError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged, or not in MNIST's format: {error}") from error
 
 
 def display_batch(images: Images, per_class: int = 2) -> Images:
-    """The fixed digits that every figure shows: the first ``per_class`` images of each class, 0, 0, 1, 1, ..."""
+    """The fixed images that every figure shows: the first ``per_class`` of each class, of MNIST 0, 0, 1, 1, ..."""
     per_class = as_int("per_class", per_class)
-    chosen = [(images.y == label).nonzero().flatten()[:per_class] for label in range(10)]
-    if short := [label for label, index in enumerate(chosen) if len(index) < per_class]:
+    chosen = {label: (images.y == label).nonzero().flatten()[:per_class] for label in images.y.unique().tolist()}
+    if short := [label for label, index in chosen.items() if len(index) < per_class]:
         raise ValueError(f"the classes {short} have fewer images than per_class = {per_class}")
-    index = torch.cat(chosen)
+    index = torch.cat([*chosen.values()])
     return Images(images.x[index], images.y[index])
 
 

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-ROOT = Path(__file__).resolve().parents[1]
+# A clone, around this file or, where the package was installed by a copy, around the working directory; else this one.
+_HERE, _CWD = Path(__file__).resolve().parents[1], Path.cwd()
+ROOT = next((path for path in (_HERE, _CWD, *_CWD.parents) if (path / "data" / "MNIST").is_dir()), _CWD)
 DATA = ROOT / "data"
 CHECKPOINTS = ROOT / "checkpoints"
 
@@ -16,7 +18,7 @@ def figures_dir() -> Path:
 
     The tests set the variable, so that checking the notebooks leaves the committed figures untouched.
     """
-    return Path(os.environ.get("TME_FIGURES", ROOT / "figures"))
+    return Path(os.environ.get("TME_FIGURES", ROOT / "figures")).expanduser()
 
 
 @contextmanager
@@ -26,7 +28,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     A reader of ``path`` meets the old file or the new one, never half of one, whatever interrupts the writer; of two
     writers at once the last one wins. A killed one leaves its temporary file, ``.<name>-<digits>.partial<suffix>``.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}-{uuid4().hex[:8]}.partial{path.suffix}")
     try:
