@@ -10,6 +10,7 @@ import contextlib
 import copy
 import math
 import sys
+import traceback
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -74,19 +75,23 @@ def table_of_mistakes():
 
 def judge(part, look, given, praise):
     """Pass, or raise `NotYetError`: `look(given)` returns what was seen, and facts as (text, came, should)."""
-    _last["text"] = "The last check passed: there is nothing to hint at."
+    _last["text"] = "The check stopped at an error in your own lines: the last line says which, those above it where."
     with seeded(0):  # the same numbers at every call, and none taken from those that a training will draw
-        seen, facts = look(given)
+        try:
+            seen, facts = look(given)
+        except Exception as error:
+            raise in_own_lines(error)  # noqa: B904
         failed = next((fact for fact in facts if not same(fact[1], fact[2])), None)
         known = explanations(part, look, seen) if failed else []
     if failed is None:
+        _last["text"] = "The last check passed: there is nothing to hint at."
         if praise:
             print(f"✓ {part}: {praise}")
         return
     text, came, should = failed
     errors = [value for value in (came if isinstance(came, list) else [came]) if isinstance(value, Exception)]
     if errors and not known:
-        raise errors[0]
+        raise in_own_lines(errors[0])
     lines = [f"{part} is not right yet: {text}", f"    came:       {show(came)}", f"    should be:  {show(should)}"]
     if len(known) == 1:
         lines += [f"→ {known[0].hint}", "  Still in the dark? Run checks.hint() in a new cell."]
@@ -103,14 +108,14 @@ def explanations(part, look, seen):
 
 
 def same(a, b):
-    """Whether two observations agree: numbers to seven digits, NaN with NaN, errors by type and text."""
+    """Whether two observations agree: numbers to the six digits shown, NaN with NaN, errors by type and text."""
     if isinstance(a, Exception) or isinstance(b, Exception):
         return type(a) is type(b) and str(a) == str(b)
     if isinstance(a, About) or isinstance(b, About):
         a, b = (v.value if isinstance(v, About) else v for v in (a, b))
         return a == b or (isinstance(a, float) and isinstance(b, float) and abs(a - b) <= 0.1 * abs(b) + 0.1)
     if isinstance(a, float) and isinstance(b, float):
-        return a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) <= 1e-7 * max(1, abs(a), abs(b))
+        return a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) <= 1e-6 * max(1, abs(a), abs(b))
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
@@ -131,19 +136,28 @@ def attempt(function, *arguments):
     """The result, or the error that was raised; a hole's own instruction goes through."""
     try:
         return function(*arguments)
-    except NotImplementedError as hole:
-        text = f"Still to be written: {hole}"
-        hole._render_traceback_ = lambda: [text]  # what a notebook shows, instead of the way through this file
+    except NotImplementedError:
         raise
     except Exception as error:
         return error
+
+
+def in_own_lines(error):
+    """The error, of which a notebook shows the student's own lines alone: none of torch's, none of this file's."""
+    places = [place for place in traceback.extract_tb(error.__traceback__) if place.filename != __file__]
+    lines = [f"in {p.name}, line {p.lineno}: {p.line}" for p in places if "site-packages" not in p.filename]
+    hole = isinstance(error, NotImplementedError)
+    lines = [f"Still to be written: {error}"] if hole else [*lines, f"{type(error).__name__}: {error}"]
+    error._render_traceback_ = lambda: lines
+    return error
 
 
 def shape(value):
     """The shape of a tensor, or what else was returned."""
     if isinstance(value, Exception):
         return value
-    return tuple(value.shape) if hasattr(value, "shape") else f"a {type(value).__name__} and not a tensor"
+    kind = "nothing: is a return missing?" if value is None else f"a {type(value).__name__} and not a tensor"
+    return tuple(value.shape) if hasattr(value, "shape") else kind
 
 
 def numbers(value):
@@ -206,6 +220,11 @@ def reductions(terms, what, axes):
             "Count the images, and the numbers that came.",
             f"The sum runs over the axis of the images. It must run over the {what} and leave the images apart.",
         ),
+        "not summed": (
+            terms,
+            f"All {what} of all images came. What is asked for is one number per image.",
+            f"The sum over the {what} is missing.",
+        ),
     }
 
 
@@ -267,6 +286,16 @@ KNOWN["to_images"] = {
         "There are negative numbers. Could a pixel's target probability be one of them?",
         "The mean was subtracted and the spread divided out, as for a classifier. A target stays in [0, 1].",
     ),
+    "scaled to −1 … 1": (
+        lambda pixels: pixels.unsqueeze(1).float() / 127.5 - 1,
+        "There are negative numbers. What does 0 stand for, paper or a half?",
+        "The levels were spread over [−1, 1]. A probability lies in [0, 1].",
+    ),
+    "channel last": (
+        lambda pixels: pixels.unsqueeze(-1).float() / 255,
+        "The axis of the channel is there. Look at its place.",
+        "The channel came last. In PyTorch it stands behind the batch: (n, 1, 28, 28).",
+    ),
     "no axis for the channel": (
         lambda pixels: pixels.float() / 255,
         "The numbers may be right. Count the axes.",
@@ -294,32 +323,24 @@ def look_at_encoder(encoder_class):
     with seeded(0):
         net = encoder_class(2).double()
     x = some(4, 1, 28, 28).sigmoid()
-
-    def answer():
-        out = attempt(net, x)
-        if isinstance(out, Exception):
-            return out, out
-        if not isinstance(out, tuple) or len(out) != 2:
-            return shape(out), shape(out)
-        return out
-
-    mu, logvar = answer()
-    seen = {"shapes": [shape(mu), shape(logvar)]}
+    out = attempt(net, x)
+    seen = {"shapes": [shape(part) for part in out] if isinstance(out, tuple) else shape(out)}
+    facts = [("the shapes of mu and logvar for four images, latent_dim = 2", seen["shapes"], [(4, 2), (4, 2)])]
+    if seen["shapes"] != [(4, 2), (4, 2)]:
+        return seen, facts
     alone = attempt(net, x[:1])
     seen["rows apart"] = isinstance(alone, tuple) and same(
-        [numbers(part) for part in alone], [numbers(mu[:1]), numbers(logvar[:1])]
+        [numbers(part) for part in alone], [numbers(part[:1]) for part in out]
     )
     _fill(net.mu, 0, [-1.0, 2.0])
     _fill(net.logvar, 0, [-3.0, 0.5])
-    mu, logvar = answer()
-    seen |= {"mu": numbers(mu)[:2] if hasattr(mu, "shape") else mu}
-    seen |= {"logvar": numbers(logvar)[:2] if hasattr(logvar, "shape") else logvar}
+    seen["mu"], seen["logvar"] = (numbers(part)[:2] for part in net(x))
     _fill(net.mu, 1 / 400, 0.0)
     for bias in (-1.0, 2.0):
         _fill(net.hidden, 0, bias)
-        seen[f"hidden {bias}"] = first(numbers(answer()[0]))
+        seen[f"hidden {bias}"] = first(numbers(net(x)[0]))
     return seen, [
-        ("the shapes of mu and logvar for four images, latent_dim = 2", seen["shapes"], [(4, 2), (4, 2)]),
+        *facts,
         ("the layer mu set to give (−1, 2) for every image: mu", seen["mu"], [-1.0, 2.0]),
         ("the layer logvar set to give (−3, 0.5): logvar", seen["logvar"], [-3.0, 0.5]),
         ("hidden units of −1 before the ReLU, averaged by the layer mu", seen["hidden -1.0"], 0.0),
@@ -345,25 +366,51 @@ def _encoder(answer, features=lambda net, x: net.hidden(x.flatten(1)).relu()):
 
 
 KNOWN["Encoder"] = {
-    "ReLU on mu": (
-        _encoder(lambda mu, logvar: (mu.relu(), logvar)),
-        "A mean may lie anywhere on the line. Yours lost its sign.",
-        "mu went through a ReLU. A mean is a location: its layer's output is it, with nothing after.",
-    ),
-    "sigmoid on mu": (
-        _encoder(lambda mu, logvar: (mu.sigmoid(), logvar)),
-        "A mean may lie anywhere on the line. Yours lies between 0 and 1.",
-        "mu went through a sigmoid, which belongs to probabilities. Its layer's output is it, with nothing after.",
-    ),
+    **{
+        f"{name} on mu": (
+            _encoder(lambda mu, logvar, f=f: (f(mu), logvar)),
+            f"A mean may lie anywhere on the line. Yours {fate}.",
+            f"mu went through a {name}. A mean is a location: its layer's output is it, with nothing after.",
+        )
+        for name, f, fate in [
+            ("ReLU", torch.relu, "lost its sign"),
+            ("sigmoid", torch.sigmoid, "lies between 0 and 1"),
+            ("tanh", torch.tanh, "lies between −1 and 1"),
+        ]
+    },
     "ReLU on logvar": (
         _encoder(lambda mu, logvar: (mu, logvar.relu())),
         "A variance is positive. Must its logarithm be?",
         "logvar went through a ReLU: no variance below 1 is left, and an encoder needs them. Nothing after the layer.",
     ),
-    "variance returned for its logarithm": (
-        _encoder(lambda mu, logvar: (mu, logvar.exp())),
-        "The second answer is positive and has the right size for something else. Read its name again.",
-        "The exponential was taken here already: what is returned is σ², and the sheet asks for log σ² (*logsigma*).",
+    "ReLU on both": (
+        _encoder(lambda mu, logvar: (mu.relu(), logvar.relu())),
+        "Neither answer is ever negative. May a mean be? May a logarithm?",
+        "Both answers went through a ReLU. It belongs behind self.hidden; nothing follows the last layers.",
+    ),
+    **{
+        f"{name} returned for log σ²": (
+            _encoder(lambda mu, logvar, c=c: (mu, (c * logvar).exp())),
+            "The second answer is positive and has the right size for something else. Read its name again.",
+            f"The exponential was taken here already: this is {name}, and the sheet asks for log σ² (*logsigma*).",
+        )
+        for name, c in [("σ²", 1), ("σ", 0.5)]
+    },
+    **{
+        name: (
+            _encoder(answer),
+            "Each number is a layer's output. Which layer's, and in which place?",
+            sharper,
+        )
+        for name, answer, sharper in [
+            ("mu and logvar swapped", lambda mu, logvar: (logvar, mu), "The pair is (mu, logvar), in this order."),
+            ("self.mu twice", lambda mu, logvar: (mu, mu), "self.mu gave both answers, and self.logvar none."),
+        ]
+    },
+    "ReLU forgotten": (
+        _encoder(lambda mu, logvar: (mu, logvar), features=lambda net, x: net.hidden(x.flatten(1))),
+        "The hidden units went on with their sign.",
+        "The ReLU behind self.hidden is missing: two linear layers in a row are one linear layer.",
     ),
     "logarithm of the square of a raw output": (
         _encoder(lambda mu, logvar: (mu, logvar.square().log())),
@@ -408,12 +455,12 @@ def look_at_decoder(decoder_class):
     ]
 
 
-def _decoder(*last):
-    """A decoder with the sheet's layers in their order, and what comes `last`."""
+def _decoder(*last, between=nn.ReLU):
+    """A decoder with the sheet's layers in their order, and what comes `between` and `last`."""
 
     class Wrong(nn.Sequential):
         def __init__(self, latent_dim, hidden=400):
-            layers = {"hidden": nn.Linear(latent_dim, hidden), "relu": nn.ReLU(), "out": nn.Linear(hidden, 784)}
+            layers = {"hidden": nn.Linear(latent_dim, hidden), "between": between(), "out": nn.Linear(hidden, 784)}
             super().__init__(OrderedDict(layers))
             self.extend(last)
 
@@ -426,6 +473,16 @@ KNOWN["Decoder"] = {
         _decoder(),
         "The numbers may be right. Look at how they are arranged.",
         "The logits are rows of 784; an image has the shape (1, 28, 28).",
+    ),
+    "no axis for the channel": (
+        _decoder(nn.Unflatten(1, (28, 28))),
+        "The numbers may be right. Count the axes.",
+        "The axis of length 1 for the channel is missing: a picture has the shape (1, 28, 28).",
+    ),
+    "ReLU forgotten": (
+        _decoder(nn.Unflatten(1, (1, 28, 28)), between=nn.Identity),
+        "The hidden units went on with their sign.",
+        "The ReLU behind self.hidden is missing: two linear layers in a row are one linear layer.",
     ),
 }
 
@@ -447,13 +504,13 @@ def look_at_draws(reparameterize):
 
     def draw(mu, logvar, seed=0):
         with seeded(seed):
-            return attempt(reparameterize, mu, logvar)
+            return reparameterize(mu, logvar)
 
     n = 4000
     zero = torch.zeros(n, 3, dtype=F64)
     wide, narrow = torch.full_like(zero, math.log(4)), torch.full_like(zero, -2.0)
     mu = some(n, 3, seed=1)
-    z = draw(zero, wide)
+    z = attempt(draw, zero, wide)
     seen = {"shape": shape(z)}
     facts = [("the shape of z for mu and logvar of shape (4000, 3)", seen["shape"], (n, 3))]
     if not hasattr(z, "shape") or z.shape != zero.shape:
@@ -612,11 +669,27 @@ KNOWN["kl_divergence"] = {
         "At the prior nothing must be left.",
         "A constant is missing in the bracket: at the prior its terms do not cancel.",
     ),
-    "σ for σ²": (
-        lambda mu, logvar: -0.5 * (1 + logvar - mu.square() - _sigma(logvar)).sum(1),
-        "Means are priced rightly, widths are not. At σ = 2, which of your terms is which?",
-        "The last term is σ where the formula has σ²: logvar was halved in the exponent, as for a draw.",
+    "the 1 outside the sum": (
+        lambda mu, logvar: -0.5 * (1 + (_bracket(mu, logvar) - 1).sum(1)),
+        "At the prior nothing must be left. How often does each term of the bracket count?",
+        "The 1 stands outside the sum over the coordinates: it counts once, and must count d times.",
     ),
+    "mu not squared": (
+        lambda mu, logvar: -0.5 * (1 + logvar - mu - logvar.exp()).sum(1),
+        "Widths are priced rightly, means are not: a mean of −2 must cost as much as one of 2.",
+        "mu stands in the bracket where the formula has its square.",
+    ),
+    **{
+        f"{name} for σ²": (
+            lambda mu, logvar, c=c: -0.5 * (1 + logvar - mu.square() - (c * logvar).exp()).sum(1),
+            "Means are priced rightly, widths are not. At σ = 2, which of your terms is which?",
+            f"The last term is {name} where the formula has σ²: {why}.",
+        )
+        for name, c, why in [
+            ("σ", 0.5, "logvar was halved in the exponent, as for a draw"),
+            ("σ⁴", 2, "exp(logvar) is σ² already"),
+        ]
+    },
     **reductions(lambda mu, logvar: -0.5 * _bracket(mu, logvar), "coordinates", axes=1),
     "gradient cut": gradient_cut(
         lambda mu, logvar: -0.5 * _bracket(mu, logvar).sum(1), "the penalty would penalise nobody."
@@ -665,6 +738,10 @@ def _by_pixel(logits, x):
     return F.binary_cross_entropy_with_logits(logits, x, reduction="none")
 
 
+def _by_hand(p, x, eps):
+    return -(x * (p + eps).log() + (1 - x) * (1 - p + eps).log())
+
+
 KNOWN["reconstruction_cost"] = {
     **reductions(_by_pixel, "pixels", axes=(1, 2, 3)),
     "mean over everything": (
@@ -673,6 +750,25 @@ KNOWN["reconstruction_cost"] = {
         "The cross-entropy averages over pixels and images unless it is told otherwise: look at its argument "
         "`reduction`.",
     ),
+    "one axis summed": (
+        lambda logits, x: _by_pixel(logits, x).sum(1),
+        "Count the axes of what came: one is gone, and three must go.",
+        "The sum ran over the channel alone. Rows and columns of pixels are still there.",
+    ),
+    "logits and images swapped": (
+        lambda logits, x: _by_pixel(x, logits).sum((1, 2, 3)),
+        "The price of even odds depends on the image. Which argument is the prediction, which the target?",
+        "The two arguments are swapped: PyTorch's losses take the prediction first and the target second.",
+    ),
+    **{
+        f"by hand, {eps:g} added in the logarithm": (
+            lambda logits, x, eps=eps: _by_hand(logits.sigmoid(), x, eps).sum((1, 2, 3)),
+            "Grey levels are priced rightly. Certainty, and surprise, are not.",
+            "This is the formula by hand: a sure probability is rounded to 0 or 1, and its logarithm is none or that "
+            f"of the small number added ({eps:g}). Take the function that takes logits.",
+        )
+        for eps in (0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5)
+    },
     "sigmoid twice": (
         lambda logits, x: _by_pixel(logits.sigmoid(), x).sum((1, 2, 3)),
         "Logits of ±50 are certainty, and right. Yet they cost: who was told ½ where 0 was meant?",
@@ -735,13 +831,14 @@ class Toy(nn.Module):
 
     def decoder(self, z):
         """Logits 0, whatever the code."""
-        self.codes.append("mu" if torch.equal(z, self.mu) else "a draw")
+        cut = " without its gradient" if torch.is_grad_enabled() and not z.requires_grad else ""
+        self.codes.append(("mu" if torch.equal(z, self.mu) else "a draw") + cut)
         return (0 * z.sum(1)).view(-1, 1, 1, 1).expand(-1, 1, 28, 28)
 
-    def terms(self, x, noise=1.0):
+    def terms(self, x, code=lambda mu: mu + torch.randn_like(mu)):
         """Both terms of each image, for the wrong versions."""
         mu, logvar = self.encoder(x)
-        self.decoder(mu + noise * torch.randn_like(mu))
+        self.decoder(code(mu))
         return torch.full((len(x),), EVEN_ODDS, dtype=F64), 0.5 * mu.square().sum(1) + 0 * logvar.sum()
 
     def loss(self, x):
@@ -783,9 +880,9 @@ def look_at_loss(negative_elbo):
     ]
 
 
-def _combined(combine, noise=1.0):
-    """A loss that combines both terms in a wrong way, or takes them with too little noise."""
-    return lambda model, x: combine(*model.terms(x, noise))
+def _combined(combine, **code):
+    """A loss that combines both terms in a wrong way, or takes them at a wrong `code`."""
+    return lambda model, x: combine(*model.terms(x, **code))
 
 
 KNOWN["negative_elbo"] = {
@@ -816,10 +913,34 @@ KNOWN["negative_elbo"] = {
         "The reconstruction was divided by the 784 pixels once more: the KL then weighs 784 times, and the code dies.",
     ),
     "decoded at mu": (
-        _combined(lambda recon, kl: (recon + kl).mean(), noise=0.0),
+        _combined(lambda recon, kl: (recon + kl).mean(), code=lambda mu: mu),
         "What did the decoder get? Compare with what part 2 draws.",
         "The decoder got mu, not a draw: an expectation under q was replaced by the value at its centre.",
     ),
+    "the draw cut from the encoder": (
+        _combined(lambda recon, kl: (recon + kl).mean(), code=lambda mu: (mu + torch.randn_like(mu)).detach()),
+        "The value is right. Does the encoder learn from the reconstruction?",
+        "z was cut from the graph (.detach(), .data or no_grad): the encoder would obey the KL alone.",
+    ),
+    "logits and images swapped": (
+        lambda model, x: sum(model.terms(x)).mean() + (F.softplus(x[:, 0, 0, 0]) - math.log(2)).mean(),
+        "The cost depends on the image where it must not. In which order does part 4 take its arguments?",
+        "reconstruction_cost was given (x, logits): it takes (logits, x).",
+    ),
+    **{
+        name: (_combined(combine), hint, sharper)
+        for name, combine, hint, sharper in [
+            ("KL forgotten", lambda r, k: (r + 0 * k).mean(), "One term is missing.", "The KL is not in the loss."),
+            ("not averaged", lambda r, k: r + k, "A loss is one number.", "The mean over the images is missing."),
+            ("sign", lambda r, k: -(r + k).mean(), "Both terms are costs.", "This is the ELBO; the loss is minus it."),
+            (
+                "divided by the pixels",
+                lambda r, k: (r + k).mean() / 784,
+                "The right sum, in another unit.",
+                "This is per pixel. The sheet counts in nats per image.",
+            ),
+        ]
+    },
     "a Python number": (
         _combined(lambda recon, kl: (recon + kl).mean().item()),
         "The value is right, but it has forgotten where it came from.",
@@ -833,7 +954,7 @@ class Descent:
 
     def __init__(self, parameters, lr):
         """Keep what is to be moved."""
-        self.parameters, self.lr = list(parameters), lr
+        self.parameters, self.lr, self.n_steps = list(parameters), lr, 0
 
     def zero_grad(self, set_to_none=True):
         """Empty the gradients."""
@@ -842,6 +963,7 @@ class Descent:
 
     def step(self):
         """Go downhill."""
+        self.n_steps += 1
         with torch.no_grad():
             for parameter in self.parameters:
                 if parameter.grad is not None:
@@ -866,7 +988,8 @@ def look_at_epoch(train_epoch):
             return {"error": out}, [("one epoch over ten images", out, "no error")]
         orders.append([i for batch in model.batches for i in batch])
         if seed == 0:
-            seen = {"sizes": [len(batch) for batch in model.batches], "backward": model.n_backward, "a": model.a.item()}
+            seen = {"sizes": [len(batch) for batch in model.batches], "backward": model.n_backward}
+            seen |= {"steps": optimizer.n_steps, "a": model.a.item()}
     seen["each once"] = sorted(orders[0]) == [float(i) for i in range(10)]
     seen["in the file's order"] = orders[0] == [float(i) for i in range(len(orders[0]))]
     seen["new order"] = orders[0] != orders[1]
@@ -877,6 +1000,7 @@ def look_at_epoch(train_epoch):
         ("the images come in the order of the file", seen["in the file's order"], False),
         ("a second epoch has another order", seen["new order"], True),
         ("how often a gradient was computed", seen["backward"], 3),
+        ("how often the optimiser made a step", seen["steps"], 3),
         ("a parameter that each step should multiply by 0.9, after three steps", seen["a"], 0.9**3),
     ]
 
@@ -885,8 +1009,8 @@ def _shuffled(x, batch_size):
     return x[torch.randperm(len(x))].split(batch_size)
 
 
-def _loop(batches=_shuffled, calls=("zero_grad", "backward", "step")):
-    """A training loop that goes through these batches and makes these calls for each."""
+def _loop(batches=_shuffled, calls=("zero_grad", "backward", "step"), last=()):
+    """A training loop that goes through these batches, makes these calls for each, and those in `last` at the end."""
 
     def train_epoch(model, optimizer, x, batch_size):
         for batch in batches(x, batch_size):
@@ -894,6 +1018,8 @@ def _loop(batches=_shuffled, calls=("zero_grad", "backward", "step")):
             methods = {"zero_grad": optimizer.zero_grad, "backward": value.backward, "step": optimizer.step}
             for call in calls:
                 methods[call]()
+        for call in last:
+            methods[call]()
 
     return train_epoch
 
@@ -904,11 +1030,56 @@ KNOWN["train_epoch"] = {
         "The steps grow: something from the steps before is still there.",
         "backward() adds to the gradients it finds. They have to be emptied before each step.",
     ),
-    "step forgotten": (
-        _loop(calls=("zero_grad", "backward")),
-        "Gradients were computed, and nothing moved.",
-        "The optimiser was never asked to make its step.",
-    ),
+    **{
+        name: (_loop(calls=calls, last=last), "Follow the three calls of a step, in their order.", sharper)
+        for name, calls, last, sharper in [
+            ("step forgotten", ("zero_grad", "backward"), (), "The optimiser was never asked to make its step."),
+            ("backward forgotten", ("zero_grad", "step"), (), "The loss was never differentiated: no backward()."),
+            ("step after the loop", ("zero_grad", "backward"), ("step",), "step() stands outside the loop."),
+            ("step first", ("zero_grad", "step", "backward"), (), "step() comes before backward(): nothing to go by."),
+            (
+                "emptied late",
+                ("backward", "zero_grad", "step"),
+                (),
+                "The gradients are emptied before step() uses them.",
+            ),
+        ]
+    },
+    **{
+        name: (_loop(batches), hint, sharper)
+        for name, batches, hint, sharper in [
+            (
+                "batch_size not used",
+                lambda x, batch_size: _shuffled(x, 128),
+                "All ten came at once, where four were asked for.",
+                "The size of a batch is fixed inside: use the argument batch_size.",
+            ),
+            (
+                "the number of batches for their size",
+                lambda x, batch_size: _shuffled(x, len(x) // batch_size),
+                "Count the images in a batch, and the batches.",
+                "split takes the size of a piece, not the number of pieces.",
+            ),
+            (
+                "drawn anew for each batch",
+                lambda x, batch_size: [x[torch.randint(len(x), (batch_size,))] for _ in range(3)],
+                "Twelve images were seen, of ten.",
+                "The images are drawn anew for each batch. An epoch has one order, cut into batches.",
+            ),
+            (
+                "indices for images",
+                lambda x, batch_size: torch.randperm(len(x)).split(batch_size),
+                "The encoder was given numbers in a row, and no images.",
+                "The random order holds indices. A batch is x at these indices.",
+            ),
+            (
+                "the same order every time",
+                lambda x, batch_size: x[torch.randperm(len(x), generator=torch.manual_seed(0))].split(batch_size),
+                "Two epochs, and the same order in both.",
+                "The order is seeded inside, or drawn once outside. Draw it in here and anew.",
+            ),
+        ]
+    },
     "return inside the loop": (
         _loop(lambda x, batch_size: _shuffled(x, batch_size)[:1]),
         "The epoch ended too early: count the batches.",
@@ -922,7 +1093,7 @@ KNOWN["train_epoch"] = {
     "not shuffled": (
         _loop(lambda x, batch_size: x.split(batch_size)),
         "The images come as they lie in the file, epoch after epoch.",
-        "The order is not drawn. A batch should be a random one, and another one each time.",
+        "The order is not drawn, or drawn and not used: a batch is x at random indices, others at each epoch.",
     ),
 }
 
@@ -964,8 +1135,20 @@ KNOWN["evaluate"] = {
         "Far too small: about the number of batches too small.",
         "A return stands inside the loop: the first batch alone was divided by the number of batches.",
     ),
+    **{
+        name: (_over_batches(average), "Sum over the images, divide by their number: compare.", sharper)
+        for name, average, sharper in [
+            ("means not weighed", lambda means: sum(means) / 10, "A batch's mean counts once for each of its images."),
+            ("all weighed alike", lambda means: 4 * sum(means) / 10, "The last batch is smaller than batch_size."),
+            ("not divided", lambda means: 4 * sum(means[:2]) + 2 * means[2], "The sum was not divided by the images."),
+            ("first batch", lambda means: means[0], "Only the first batch was looked at."),
+            ("last batch dropped", lambda means: sum(means[:2]) / 2, "The last, smaller batch is left out."),
+        ]
+    },
     "at mu": (
-        lambda model, x, batch_size: _combined(lambda recon, kl: (recon + kl).mean().item(), noise=0.0)(model, x),
+        lambda model, x, batch_size: _combined(lambda recon, kl: (recon + kl).mean().item(), code=lambda mu: mu)(
+            model, x
+        ),
         "What did the decoder get?",
         "The score is taken at z = mu. Without the noise this is no bound of log p(x): it flatters by several nats.",
     ),
@@ -1021,42 +1204,42 @@ def generation(generate):
     judge("generate", look_at_generation, generate, "codes from N(0, I) by the given generator, shown as probabilities")
 
 
-class TwoPixels(nn.Module):
-    """A decoder of which everything is known: the logits are 3 z_1 in the first pixel, z_2 in all others."""
+class TwoRows(nn.Module):
+    """A decoder of which everything is known: the logits are 3 z_1 in the first row of pixels, z_2 in all others."""
 
-    latent_dim = 2
+    latent_dim = 3
 
     def decoder(self, z):
         """Logits, and the codes written down."""
-        self.codes = z.detach()
+        self.codes.append(z.detach())
         logits = z[:, 1].view(-1, 1, 1, 1).repeat(1, 1, 28, 28)
-        logits[:, 0, 0, 0] = 3 * z[:, 0]
+        logits[:, 0, 0] = 3 * z[:, :1]
         return logits
 
 
 def look_at_generation(generate):
     """Many images of a known decoder: the codes they came from, and what became of the logits."""
-    model = TwoPixels()
+    model = TwoRows()
 
-    def draw(seed, n=500):
+    def draw(seed):
+        model.codes = []
         with seeded(5 + seed):
-            return attempt(generate, model, n, torch.Generator().manual_seed(seed))
+            x = attempt(generate, model, 500, torch.Generator().manual_seed(seed % 2))
+        return x, torch.cat(model.codes or [torch.empty(0, 3)])
 
-    x = draw(0)
-    seen = {"shape": shape(x)}
+    x, z = draw(0)
+    seen = {"shape": shape(x), "codes": tuple(z.shape)}
     facts = [("500 images, their shape", seen["shape"], (500, 1, 28, 28))]
-    if not hasattr(x, "shape") or x.shape != (500, 1, 28, 28):
+    facts.append(("the shape of their codes, latent_dim = 3", seen["codes"], (500, 3)))
+    if not all(same(came, should) for _, came, should in facts):
         return seen, facts
-    z, logits = model.codes, model.decoder(model.codes)
+    logits = model.decoder(z)
     kinds = {"probabilities": logits.sigmoid(), "logits": logits}
     kinds |= {"black and white": logits.sigmoid().round(), "1 − probabilities": 1 - logits.sigmoid()}
     seen["shows"] = next((name for name, kind in kinds.items() if torch.allclose(x.to(kind), kind)), "something else")
     seen["different codes"] = len(z.unique(dim=0)) > 1
-    with seeded(99):  # nothing but the generator is as before
-        attempt(generate, model, 500, torch.Generator().manual_seed(0))
-    seen["follows the generator"] = torch.equal(z, model.codes)
-    draw(1)
-    seen["anew"] = not torch.equal(z, model.codes)
+    seen["follows the generator"] = torch.equal(z, draw(2)[1])  # nothing but the generator is as before
+    seen["anew"] = not torch.equal(z, draw(1)[1])
     seen["mean"], seen["spread"] = About(z.mean().item()), About(z.std().item())
     if not seen["different codes"]:
         seen["mean"] = seen["spread"] = "not known"
@@ -1073,19 +1256,24 @@ def look_at_generation(generate):
 
 KNOWN["generate"] = {
     "uniform codes": (
-        lambda model, n, generator: model.decoder(torch.rand(n, 2, generator=generator)).sigmoid(),
+        lambda model, n, generator: model.decoder(torch.rand(n, 3, generator=generator)).sigmoid(),
         "The codes do not come from the prior: look at their mean.",
         "The codes are uniform on [0, 1]. The prior is N(0, I); torch's two functions differ by one letter.",
     ),
     "generator not used": (
-        lambda model, n, generator: model.decoder(torch.randn(n, 2)).sigmoid(),
+        lambda model, n, generator: model.decoder(torch.randn(n, 3)).sigmoid(),
         "The film of a model that does not move must stand still.",
         "The noise is drawn without the given generator: every picture of the film would show other codes.",
     ),
     "logits shown": (
-        lambda model, n, generator: model.decoder(torch.randn(n, 2, generator=generator)),
+        lambda model, n, generator: model.decoder(torch.randn(n, 3, generator=generator)),
         "Probabilities lie between 0 and 1. These do not.",
         "The decoder's logits are returned. A picture shows probabilities.",
+    ),
+    "two coordinates for every model": (
+        lambda model, n, generator: model.decoder(torch.randn(n, 2, generator=generator)).sigmoid(),
+        "This model has three coordinates: count those of your codes.",
+        "The number of coordinates is fixed inside: use model.latent_dim, which part 7 will change.",
     ),
     "reconstructions for generated images": (
         lambda model, n, generator: model.encoder(torch.zeros(n, 1, 28, 28)),
@@ -1131,7 +1319,7 @@ def look_at_convolution(conv_decoder_class):
     ]
 
 
-def _conv_decoder(*last, padding=1):
+def _conv_decoder(*last, padding=1, stride=2):
     """Wrong decoders differ in their transposed convolutions and in what comes after them."""
 
     class Wrong(nn.Sequential):
@@ -1140,9 +1328,9 @@ def _conv_decoder(*last, padding=1):
                 nn.Linear(latent_dim, 32 * 7 * 7),
                 nn.ReLU(),
                 nn.Unflatten(1, (32, 7, 7)),
-                nn.ConvTranspose2d(32, 16, 4, stride=2, padding=padding),
+                nn.ConvTranspose2d(32, 16, 4, stride=stride, padding=padding),
                 nn.ReLU(),
-                nn.ConvTranspose2d(16, 1, 4, stride=2, padding=padding),
+                nn.ConvTranspose2d(16, 1, 4, stride=stride, padding=padding),
                 *last,
             )
 
@@ -1155,6 +1343,11 @@ KNOWN["ConvDecoder"] = {
         _conv_decoder(padding=0),
         "The picture is too large: follow the sides, 7 → ? → ?.",
         "With kernel 4 and stride 2 a transposed convolution gives 2 n + 2. A padding takes 2 away.",
+    ),
+    "stride forgotten": (
+        _conv_decoder(stride=1),
+        "The picture is too small: follow the sides, 7 → ? → ?.",
+        "The stride is left at 1: a side grows by 1 only. Stride 2 doubles it.",
     ),
 }
 
@@ -1216,15 +1409,17 @@ def pixels(picture):
 
 def look_at_picture(picture):
     """One point of a known decoder."""
-    x = attempt(picture, TwoPixels().double(), 0.5, -2.0)
+    model = TwoRows()
+    model.codes = []
+    x = attempt(picture, model, 0.5, -2.0)
     values = numbers(x)
-    seen = {"shape": shape(x), "two": values}
+    seen = {"shape": shape(x), "three": values}
     if isinstance(values, list):
-        seen["two"] = [round(value, 5) for value in values[:2]]
-    expected = [round(value, 5) for value in torch.tensor([1.5, -2.0], dtype=F64).sigmoid().tolist()]
+        seen["three"] = [round(values[i], 5) for i in (0, 1, 28)]
+    expected = [round(value, 5) for value in torch.tensor([1.5, 1.5, -2.0], dtype=F64).sigmoid().tolist()]
     return seen, [
         ("the shape of a picture", seen["shape"], (28, 28)),
-        ("logits 1.5 and −2 in the first two pixels: the picture", seen["two"], expected),
+        ("logits 1.5 in the first row, −2 below: pixels 0, 1 and 28", seen["three"], expected),
     ]
 
 
@@ -1233,6 +1428,16 @@ KNOWN["picture"] = {
         lambda model, z1, z2: model.decoder(torch.tensor([[z1, z2]]))[0, 0],
         "Probabilities lie between 0 and 1. These do not.",
         "The logits are returned. A picture shows probabilities.",
+    ),
+    "axes kept": (
+        lambda model, z1, z2: model.decoder(torch.tensor([[z1, z2]])).sigmoid(),
+        "The numbers may be right. Count the axes.",
+        "This is still a batch of one image with one channel. Its picture is at index [0, 0].",
+    ),
+    "rows and columns swapped": (
+        lambda model, z1, z2: model.decoder(torch.tensor([[z1, z2]])).sigmoid()[0, 0].T,
+        "The picture lies on its side.",
+        "It was transposed: rows and columns changed places.",
     ),
     "z1 and z2 swapped": (
         lambda model, z1, z2: model.decoder(torch.tensor([[z2, z1]])).sigmoid()[0, 0],
