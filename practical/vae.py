@@ -104,8 +104,9 @@
 # %pip install --quiet "torch>=2.2" "torchvision>=0.17" "numpy>=1.24" "matplotlib>=3.8" "ipywidgets>=7.7" "pillow>=9.4"
 
 # %% [markdown]
-# First what is given. Run these cells; you need not read them. `FAST = True` trains on a few hundred images only: the
-# whole sheet then runs in a minute, and the digits stay blurred.
+# First what is given. Run these cells; you need not read them. MNIST is read from `data/MNIST/raw`, here or in a folder
+# above, and downloaded where there is none. Parts 6 and 7 train for a minute or two each, on one free core. `FAST = True`
+# trains on a few hundred images only: the whole sheet then runs in a minute, and the digits stay blurred.
 
 # %%
 # [[imports]]
@@ -545,8 +546,8 @@ assert FAST or 145 < scores[-1][1] < 165, scores[-1]
 # ## 7. Convolution, or latent dimension (15 minutes)
 #
 # Choose one with your group, and say so in the next cell. **7a, latent dimension:** how do the two terms change with the
-# number of coordinates? Write down your guess first. **7b, convolution:** the encoder is given; write its mirror, the
-# decoder of transposed convolutions (*déconvolution*).
+# number of coordinates? Write your guess under question 7 first. **7b, convolution:** the encoder is given; write its
+# mirror, the decoder of transposed convolutions (*déconvolution*).
 
 # %%
 CHOICE = {"dimension"}  # or {"convolution"}, or {"dimension", "convolution"}
