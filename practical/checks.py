@@ -1141,7 +1141,11 @@ KNOWN["evaluate"] = {
             ("means not weighed", lambda means: sum(means) / 10, "A batch's mean counts once for each of its images."),
             ("all weighed alike", lambda means: 4 * sum(means) / 10, "The last batch is smaller than batch_size."),
             ("not divided", lambda means: 4 * sum(means[:2]) + 2 * means[2], "The sum was not divided by the images."),
-            ("return in the loop", lambda means: 4 * means[0] / 10, "A return stands inside the loop over the batches."),
+            (
+                "return in the loop",
+                lambda means: 4 * means[0] / 10,
+                "A return stands inside the loop over the batches.",
+            ),
             ("first batch", lambda means: means[0], "Only the first batch was looked at."),
             ("last batch dropped", lambda means: sum(means[:2]) / 2, "The last, smaller batch is left out."),
         ]

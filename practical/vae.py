@@ -173,9 +173,9 @@ def load_mnist(train):
 # %%
 def to_images(pixels):
     """Images in [0, 1], float32 (n, 1, 28, 28), from bytes (n, 28, 28)."""
-    # [[student]] Return the pixels as float32 in [0, 1], with a channel axis of length 1 behind the first axis.
+    # [[student]] Return float32 in [0, 1], with a channel axis of length 1 behind the first axis.
     # [[assert]] Your lines replace this line and the one above.
-    ## raise NotImplementedError("Return the pixels as float32 in [0, 1], with a channel axis of length 1 behind the first axis.")
+    ## raise NotImplementedError("Return float32 in [0, 1], with a channel axis of length 1 behind the first axis.")
     return pixels.unsqueeze(1).float() / 255
     # [[/student]]
 
@@ -217,9 +217,9 @@ class Encoder(nn.Module):
         self.logvar = nn.Linear(hidden, latent_dim)
 
     def forward(self, x):
-        # [[student]] Flatten the images to (B, 784), apply self.hidden and a ReLU; return self.mu and self.logvar of that, as a pair.
+        # [[student]] Flatten x to (B, 784); self.hidden, ReLU; return self.mu and self.logvar of that.
         # [[assert]] Your lines replace this line and the one above.
-        ## raise NotImplementedError("Flatten the images to (B, 784), apply self.hidden and a ReLU; return self.mu and self.logvar of that, as a pair.")
+        ## raise NotImplementedError("Flatten x to (B, 784); self.hidden, ReLU; return self.mu and self.logvar of that.")
         h = F.relu(self.hidden(x.flatten(1)))
         return self.mu(h), self.logvar(h)
         # [[/student]]
@@ -239,9 +239,9 @@ class Decoder(nn.Module):
         self.out = nn.Linear(hidden, 784)
 
     def forward(self, z):
-        # [[student]] Apply self.hidden, a ReLU and self.out; return the result as pictures (B, 1, 28, 28), row by row.
+        # [[student]] self.hidden, ReLU, self.out; return the result as pictures, row by row.
         # [[assert]] Your lines replace this line and the one above.
-        ## raise NotImplementedError("Apply self.hidden, a ReLU and self.out; return the result as pictures (B, 1, 28, 28), row by row.")
+        ## raise NotImplementedError("self.hidden, ReLU, self.out; return the result as pictures, row by row.")
         return self.out(F.relu(self.hidden(z))).view(-1, 1, 28, 28)
         # [[/student]]
 
@@ -361,9 +361,9 @@ checks.divergence(kl_divergence)
 # %%
 def reconstruction_cost(logits, x):
     """−log p(x|z) of each image, (B,), in nats."""
-    # [[student]] Return the binary cross-entropy between logits and x, summed over all pixels of an image (not over the images).
+    # [[student]] Return the binary cross-entropy, summed over all pixels (not over the images).
     # [[assert]] Your lines replace this line and the one above.
-    ## raise NotImplementedError("Return the binary cross-entropy between logits and x, summed over all pixels of an image (not over the images).")
+    ## raise NotImplementedError("Return the binary cross-entropy, summed over all pixels (not over the images).")
     return F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum((1, 2, 3))
     # [[/student]]
 
@@ -394,9 +394,9 @@ checks.cost(reconstruction_cost)
 # %%
 def negative_elbo(model, x):
     """The loss: mean over the batch of −log p(x|z) + KL, one number, in nats per image."""
-    # [[student]] Encode x with model.encoder, draw z, decode with model.decoder; return the mean over the images of both terms' sum.
+    # [[student]] model.encoder, a draw, model.decoder; return the mean over the images of both terms' sum.
     # [[assert]] Your lines replace this line and the one above.
-    ## raise NotImplementedError("Encode x with model.encoder, draw z, decode with model.decoder; return the mean over the images of both terms' sum.")
+    ## raise NotImplementedError("model.encoder, a draw, model.decoder; return the mean over the images of both terms' sum.")
     mu, logvar = model.encoder(x)
     logits = model.decoder(reparameterize(mu, logvar))
     return (reconstruction_cost(logits, x) + kl_divergence(mu, logvar)).mean()
@@ -415,9 +415,9 @@ checks.loss(negative_elbo)
 # %%
 def train_epoch(model, optimizer, x, batch_size=128):
     """Go once through the images x, in a new order, with one step for each batch."""
-    # [[student]] For each batch of a new random order of x: empty the gradients, differentiate negative_elbo(model, batch), make a step.
+    # [[student]] For each batch of a new order: empty the gradients, differentiate the loss, make a step.
     # [[assert]] Your lines replace this line and the one above.
-    ## raise NotImplementedError("For each batch of a new random order of x: empty the gradients, differentiate negative_elbo(model, batch), make a step.")
+    ## raise NotImplementedError("For each batch of a new order: empty the gradients, differentiate the loss, make a step.")
     for index in torch.randperm(len(x)).split(batch_size):
         optimizer.zero_grad()
         negative_elbo(model, x[index]).backward()
@@ -453,9 +453,9 @@ checks.epoch(train_epoch)
 @torch.no_grad()
 def evaluate(model, x, batch_size=1000):
     """Mean negative ELBO over all images of x, a float, in nats per image."""
-    # [[student]] Sum negative_elbo over the batches of x, each weighed by its number of images; divide by the number of images.
+    # [[student]] Sum negative_elbo over batches, each times its number of images; divide by all images.
     # [[assert]] Your lines replace this line and the one above.
-    ## raise NotImplementedError("Sum negative_elbo over the batches of x, each weighed by its number of images; divide by the number of images.")
+    ## raise NotImplementedError("Sum negative_elbo over batches, each times its number of images; divide by all images.")
     return sum(len(batch) * negative_elbo(model, batch).item() for batch in x.split(batch_size)) / len(x)
     # [[/student]]
 
@@ -468,9 +468,9 @@ checks.evaluation(evaluate)
 @torch.no_grad()
 def generate(model, n_images, generator):
     """Probabilities of ink of n_images new images, (n_images, 1, 28, 28), decoded from draws of the prior."""
-    # [[student]] Draw codes (n_images, model.latent_dim) from N(0, I) with torch.randn(..., generator=generator); return the sigmoid of what they decode to.
+    # [[student]] Draw n_images codes by torch.randn(..., generator=generator); decode; return the sigmoid.
     # [[assert]] Your lines replace this line and the one above.
-    ## raise NotImplementedError("Draw codes (n_images, model.latent_dim) from N(0, I) with torch.randn(..., generator=generator); return the sigmoid of what they decode to.")
+    ## raise NotImplementedError("Draw n_images codes by torch.randn(..., generator=generator); decode; return the sigmoid.")
     return model.decoder(torch.randn(n_images, model.latent_dim, generator=generator)).sigmoid()
     # [[/student]]
 
@@ -571,9 +571,9 @@ def both_terms(model, x):
 
 def compare(dimensions, n_epochs):
     """(recon, KL) on the test images, by latent dimension."""
-    # [[student]] For each dimension train a new mlp_vae with fit(model, x_train, x_test, n_epochs); return {dimension: both_terms(model, x_test)}.
+    # [[student]] For each dimension fit a new mlp_vae; return {dimension: both_terms(model, x_test)}.
     # [[assert]] Your lines replace this line and the one above.
-    ## raise NotImplementedError("For each dimension train a new mlp_vae with fit(model, x_train, x_test, n_epochs); return {dimension: both_terms(model, x_test)}.")
+    ## raise NotImplementedError("For each dimension fit a new mlp_vae; return {dimension: both_terms(model, x_test)}.")
     results = {}
     for dimension in dimensions:
         model = mlp_vae(dimension)
@@ -593,8 +593,9 @@ if "dimension" in CHOICE:
 # %% [markdown]
 # ### 7b. Convolution
 #
-# The encoder halves the side twice, 28 → 14 → 7. The decoder doubles it twice. A transposed convolution with kernel 4,
-# stride 2 and padding 1 doubles a side exactly.
+# The encoder halves the side twice, 28 → 14 → 7. The decoder doubles it twice: a linear layer to `32 * 7 * 7`, ReLU,
+# `nn.Unflatten(1, (32, 7, 7))`, `nn.ConvTranspose2d` to 16 channels, ReLU, and another one to 1. A transposed convolution
+# with kernel 4, stride 2 and padding 1 doubles a side exactly.
 
 
 # %%
@@ -622,9 +623,9 @@ class ConvDecoder(nn.Module):
 
     def __init__(self, latent_dim):
         super().__init__()
-        # [[student]] self.layers: a linear layer to 32 * 7 * 7, ReLU, nn.Unflatten(1, (32, 7, 7)), then two nn.ConvTranspose2d, to 16 channels and to 1, a ReLU between them.
+        # [[student]] self.layers: an nn.Sequential of the six layers named above.
         # [[assert]] Your lines replace this line and the one above.
-        ## raise NotImplementedError("self.layers: a linear layer to 32 * 7 * 7, ReLU, nn.Unflatten(1, (32, 7, 7)), then two nn.ConvTranspose2d, to 16 channels and to 1, a ReLU between them.")
+        ## raise NotImplementedError("self.layers: an nn.Sequential of the six layers named above.")
         self.layers = nn.Sequential(
             nn.Linear(latent_dim, 32 * 7 * 7),
             nn.ReLU(),
@@ -690,9 +691,9 @@ checks.plane(codes)
 @torch.no_grad()
 def picture(model, z1, z2):
     """Probabilities of ink decoded at the point (z1, z2), (28, 28); z1 and z2 are Python floats."""
-    # [[student]] Make a batch of one code, a tensor of shape (1, 2); return the sigmoid of what it decodes to, without the axes of batch and channel.
+    # [[student]] Decode a batch of one code, (1, 2); return the sigmoid, without batch and channel axes.
     # [[assert]] Your lines replace this line and the one above.
-    ## raise NotImplementedError("Make a batch of one code, a tensor of shape (1, 2); return the sigmoid of what it decodes to, without the axes of batch and channel.")
+    ## raise NotImplementedError("Decode a batch of one code, (1, 2); return the sigmoid, without batch and channel axes.")
     return model.decoder(torch.tensor([[z1, z2]])).sigmoid()[0, 0]
     # [[/student]]
 

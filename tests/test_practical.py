@@ -241,7 +241,7 @@ def all_at_once(names):
 
 def drawn_by(function):
     def generate(model, n_images, generator):
-        z = function(n_images, model.latent_dim, generator)
+        z = function(n_images, model.latent_dim, generator=generator)
         return torch.sigmoid(model.decoder(z))
 
     return generate
@@ -254,10 +254,11 @@ RIGHT = {
     ],
     "reparameterize": [noise_of_numpy, by_torch, lambda mu, logvar: mu - (logvar / 2).exp() * torch.randn(mu.shape)],
     "kl_divergence": [kl_by_torch, lambda mu, logvar: ((mu**2 + logvar.exp() - logvar - 1) / 2).sum(dim=-1)],
-    "reconstruction_cost": [cost_by_torch],
+    "reconstruction_cost": [cost_by_torch, lambda logits, x: cost_by_torch(logits.float(), x.float())],
     "generate": [
         drawn_by(lambda n, d, generator: torch.empty(n, d).normal_(generator=generator)),
         drawn_by(lambda n, d, generator: torch.normal(0.0, 1.0, (n, d), generator=generator)),
+        lambda model, n, generator: torch.cat([drawn_by(torch.randn)(model, 1, generator) for _ in range(n)]),
     ],
     "codes": [lambda model, x: model.encoder(x)[0].detach().numpy()],
     "picture": [lambda model, z1, z2: model.decoder(torch.Tensor([[z1, z2]])).sigmoid().squeeze().numpy()],
@@ -344,11 +345,18 @@ class Reshaped(Sideways):
         return super().forward(x.view(784, -1))
 
 
-def test_an_error_of_the_students_own_is_shown_as_it_is(names):
+def test_an_error_of_the_students_own_is_shown_as_it_is(names, capsys):
     with pytest.raises(AttributeError, match="no_such_thing"):
         names["checks"].divergence(lambda mu, logvar: mu.no_such_thing)
-    with pytest.raises(RuntimeError, match="4 and 784"):
+    with pytest.raises(RuntimeError, match="4 and 784") as raised:
         names["checks"].encoder(Reshaped)
+    lines = raised.value._render_traceback_()
+    assert [line.split(",")[0] for line in lines[:2]] == ["in forward"] * 2
+    assert lines[2:] == [f"RuntimeError: {raised.value}"]
+    with pytest.raises(RuntimeError, match="numpy"):  # at a gradient, after the draws were right
+        names["checks"].reparameterization(lambda mu, logvar: mu + np.exp(logvar / 2) * torch.randn_like(mu))
+    names["checks"].hint()
+    assert capsys.readouterr().out.startswith("The check stopped at an error in your own lines")
 
 
 def test_a_score_lies_between_the_entropy_and_even_odds(solved):
