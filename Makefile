@@ -47,8 +47,7 @@ FLOOR = $(VENV)-floor
 floors:
 	$(PYTHON) -m venv --clear $(FLOOR)
 	$(FLOOR)/bin/pip install --quiet uv
-	$(FLOOR)/bin/uv pip install --quiet --python $(FLOOR)/bin/python --resolution lowest-direct --editable . \
-		'torchvision>=0.21.0'
+	$(FLOOR)/bin/uv pip install --quiet --python $(FLOOR)/bin/python --resolution lowest-direct --editable .
 	$(FLOOR)/bin/uv pip install --quiet --python $(FLOOR)/bin/python nbval pytest-xdist hypothesis playwright
 	$(FLOOR)/bin/pytest -W ignore::DeprecationWarning -W ignore::pytest.PytestUnraisableExceptionWarning \
 		--nbval notebooks/05_latent_exploration.ipynb tests \

@@ -83,7 +83,7 @@ def test_read_only_images_are_loaded_whatever_lies_beside_them_and_none_is_downl
     monkeypatch.setattr(urllib.request, "urlopen", None)
     raw = public / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for name in data.MNIST:
+    for name, _ in data.MNIST.resources:
         shutil.copy(paths.DATA / "MNIST" / "raw" / name, raw)
         (raw / name.removesuffix(".gz")).write_bytes(struct.pack(">4i", 2051, 10_000, 28, 28) + bytes(784 * 10_000))
     raw.chmod(0o555)

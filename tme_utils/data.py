@@ -1,27 +1,25 @@
 """MNIST, and other sets of its kind, as in-memory tensors: training, validation and test; one batch for display."""
 
 import gzip
-import hashlib
+import shutil
+import tempfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torchvision.datasets import MNIST
+from torchvision.datasets.mnist import read_image_file, read_label_file
+from torchvision.datasets.utils import check_integrity
 
 from tme_utils import paths
 from tme_utils.vae import as_int, check_images
 
 SPLITS = ("train", "validation", "train+validation", "test")
-MNIST = {  # the archives and their md5 sums
-    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
-    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
-    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
-}
-TRAINING_IMAGES = "{} md5 {}".format(*next(iter(MNIST.items())))  # names the 60,000 without reading them
+TRAINING_IMAGES = f"{MNIST.resources[0][0]} md5 {MNIST.resources[0][1]}"  # names the 60,000 without reading them
 
 
 class Images(NamedTuple):
@@ -39,11 +37,11 @@ def load_mnist(split: str, root: Path | str = paths.DATA) -> Images:
         FileNotFoundError: for a missing archive.
     """
     raw = Path(root).expanduser() / "MNIST" / "raw"
-    for name, md5 in MNIST.items():
+    for name, md5 in MNIST.resources:
         mend = f"in a clone, restore it with `git checkout -- data/MNIST/raw/{name}`"
         if not (raw / name).is_file():
             raise FileNotFoundError(f"{raw / name} is missing; {mend}")
-        if hashlib.md5((raw / name).read_bytes()).hexdigest() != md5:
+        if not check_integrity(str(raw / name), md5):
             raise ValueError(f"{raw / name} is damaged (its md5 sum is not {md5}); {mend}; of another set: load_images")
     return load_images(split, raw)
 
@@ -61,25 +59,28 @@ def load_images(split: str, folder: Path | str) -> Images:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; the splits are {', '.join(map(repr, SPLITS))}")
     stem = Path(folder).expanduser() / ("t10k" if split == "test" else "train")
-    x, y = (_read(Path(f"{stem}-{kind}-ubyte")) for kind in ("images-idx3", "labels-idx1"))
-    if len(y) == 0 or x.shape != (len(y), 28, 28) or y.dim() != 1:
+    x, y = _read(read_image_file, f"{stem}-images-idx3-ubyte"), _read(read_label_file, f"{stem}-labels-idx1-ubyte")
+    if len(y) == 0 or x.shape != (len(y), 28, 28):
         raise ValueError(f"{stem}-* must hold images (n, 28, 28) and n labels, got {(*x.shape,)} and {(*y.shape,)}")
     cut = len(y) * 5 // 6
     part = {"train": slice(cut), "validation": slice(cut, None)}.get(split, slice(None))
-    return Images(x=x[part].unsqueeze(1).float() / 255, y=y[part].long())
+    return Images(x=x[part].unsqueeze(1).float() / 255, y=y[part])
 
 
-def _read(path: Path) -> Tensor:
-    """Read one of the four files: two zeros, a type (8: bytes), the number of dimensions, their sizes, the bytes."""
-    packed = path.with_name(f"{path.name}.gz")
+def _read(read: Callable[[str], Tensor], name: str) -> Tensor:
+    """Read one of the four files by torchvision, unpacked into a temporary folder: its own may be read-only."""
+    path, packed = Path(name), Path(f"{name}.gz")
     if not packed.is_file() and not path.is_file():
         raise FileNotFoundError(f"neither {packed} nor {path.name} is there")
     try:
-        content = gzip.decompress(packed.read_bytes()) if packed.is_file() else path.read_bytes()
-        shape = np.frombuffer(content, ">i4", count=content[3], offset=4).tolist()
-        return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=4 + 4 * len(shape)).reshape(shape)
-    except (OSError, EOFError, zlib.error, ValueError, IndexError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged, or not in MNIST's format: {error}") from error
+        with tempfile.TemporaryDirectory() as folder:
+            if packed.is_file():
+                path = Path(folder) / path.name
+                with gzip.open(packed) as archive, path.open("wb") as file:
+                    shutil.copyfileobj(archive, file)
+            return read(str(path))
+    except (OSError, EOFError, zlib.error, ValueError, IndexError, RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"{packed} is damaged, or not in MNIST's format: {error}") from error
 
 
 def display_batch(images: Images, per_class: int = 2) -> Images:
