@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from torchvision.datasets import MNIST
 
-from tme_utils import data, paths
+from tme_utils import paths
 
 CODE = {  # source by name of module
     ".".join(path.relative_to(paths.ROOT).with_suffix("").parts).removesuffix(".__init__"): path.read_text("utf-8")
