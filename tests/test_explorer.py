@@ -190,6 +190,20 @@ def test_closed_it_is_freed(build, images):
     assert seen() is None
 
 
+@torch.no_grad()
+def test_labels_of_any_integer_type_one_class_and_a_collapsed_model_are_shown(build, images, tmp_path):
+    x, y = images
+    (tmp_path / "poster.png").write_bytes(PNG)
+    shown = LatentExplorer(build(), x, y.numpy().astype("int32"), poster=tmp_path / "poster.png")
+    assert list(zlib.decompress(front_end(shown).labels)) == y.tolist()
+    assert b64decode(shown._repr_mimebundle_()["image/png"]) == PNG
+    assert [label for label, *_ in front_end(LatentExplorer(build(), x, [3] * 20)).hearts] == [3]
+    collapsed = build()
+    collapsed.encoder[-1].weight.zero_()
+    traits = front_end(LatentExplorer(collapsed, x, y))
+    assert (traits.hearts, list(traits.walks)) == ([], ["the 50 % circle"])  # no ten names on top of each other
+
+
 @pytest.fixture(scope="module")
 def page(conv, mnist_test, tmp_path_factory):
     """The page of the convolutional model with 2,000 test images and a poster."""
@@ -327,6 +341,7 @@ def encoder(*layers):
         ({"z": (0.0,)}, "z must be two numbers"),
         ({"walks": {"far": torch.full((2, 2), 9.0)}}, r"walk 'far' must be two points or more, \(n, 2\), within 4\.0"),
         ({"walks": {"flat": torch.zeros(4)}}, r"walk 'flat' .* got tensor\(\[0"),
+        ({"x": np.zeros((20, 1, 28, 28), np.float32)}, "x must be a tensor .* got ndarray"),
         ({"poster": b"GIF89a"}, "must be the bytes of a PNG image"),
     ],
 )

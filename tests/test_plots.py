@@ -103,7 +103,8 @@ REFUSED = {
     r"must have the same shape": lambda: plots.film_strips({"": (GRID[0, 1:], GRID)}, [0]),
     r"history must hold at least one row, got none": lambda: plots.training_curves([], 45.5, 205.8),
     r"need mu \(N, 2\) .* got \(9, 1\)": lambda: plots.latent_scatter(plt.gca(), PLANE[:, :1], np.zeros(9)),
-    r"N labels, got .* \(8,\)": lambda: plots.latent_scatter(plt.gca(), PLANE, np.zeros(8)),
+    r"integers from 0 on, got .* float64": lambda: plots.latent_scatter(plt.gca(), PLANE, 1.0 * np.arange(9)),
+    r"N labels, .* \(8,\)": lambda: plots.latent_scatter(plt.gca(), PLANE, np.zeros(8)),
     r"at least one frame": lambda: plots.save_gif([], "none"),
     r"the same rows, got": lambda: plots.picture_grids({"a": {"2": GRID[0, :, 0]}, "b": {"3": GRID[0, :, 0]}}),
     r"m a multiple of 4, got \(8, 9\)": lambda: plots.holes(np.zeros((8, 9)), GRID, 0.1),
@@ -224,6 +225,20 @@ def test_scatters_draw_every_point_in_file_order_and_name_their_axes_and_the_cla
         np.testing.assert_allclose(np.asarray(ax.collections[0].get_offsets()), mu.numpy(), rtol=1e-6)
         assert len(np.unique(ax.collections[0].get_facecolors(), axis=0)) == 3
         assert ax.get_xlim() == ax.get_ylim()
+
+
+@pytest.mark.parametrize("y", [np.arange(1, 27), np.arange(47, dtype="int32"), np.full(20, 3)])
+@pytest.mark.parametrize("spread", [1.0, 0.0])  # of 0: a model that has collapsed
+def test_classes_of_any_number_and_first_label_are_named_apart(y, spread):
+    mu = spread * np.random.default_rng(0).normal(size=(len(y), 2))
+    _, ax = plt.subplots(figsize=(6, 6))
+    names = [f"class {label}" for label in range(47)]
+    plots.latent_scatter(ax, mu, y, class_names=names)
+    shown = {text.get_text(): text.get_position() for text in ax.texts if "%" not in text.get_text()}
+    assert list(shown) == [names[label] for label in np.unique(y)]
+    assert len({(round(z1, 2), round(z2, 2)) for z1, z2 in shown.values()}) == len(shown)
+    colours = ax.collections[0].get_facecolors()
+    assert len(np.unique(colours, axis=0)) == len(shown)
 
 
 def test_the_circles_hold_the_mass_that_they_name_beside_the_classes(generator):

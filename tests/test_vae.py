@@ -247,3 +247,19 @@ def test_any_integer_counts_and_nothing_else():
             as_int("k", value)
     with pytest.raises(ValueError, match="channels"):
         conv_vae(2, (16, 0))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda x: x.numpy(), "must be a tensor of float images .* got ndarray float32"),
+        (lambda x: (255 * x).byte(), "must be a tensor of float images .* got Tensor torch.uint8"),
+        (lambda x: 255 * x, r"pixels must lie in \[0, 1\], got values from"),
+        (lambda x: (x - 0.13) / 0.3, r"pixels must lie in \[0, 1\], got values from -"),
+        (lambda x: x.double(), r"must be a tensor of torch.float32, as the model's weights are, got torch.float64"),
+    ],
+)
+@pytest.mark.parametrize("use", [elbo_terms, evaluate, lambda model, x: fit(model, x, x, Recipe(1), progress=False)])
+def test_what_users_have_instead_of_images_is_told(use, given, message, build, random_images):
+    with pytest.raises(ValueError, match=message):
+        use(build(), given(random_images(4)))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tme_utils import data, paths
 from tme_utils.architectures import residual_vae
 from tme_utils.training import History, Probes, Recipe, fit, seeded
-from tme_utils.vae import VAE, conv_vae, mlp_vae
+from tme_utils.vae import VAE, check_images, conv_vae, mlp_vae
 
 MEND = "delete it to train again, or restore it with `git checkout`"
 SEED = 0  # of the shipped models
@@ -140,6 +140,8 @@ def load_or_train(
     """
     with seeded(seed):
         model = build()
+    for x in images or ():
+        check_images(x)
     named = hashlib.sha256(_bytes(images[0])).hexdigest() if images else data.TRAINING_IMAGES
     settings = settings_of(model, recipe, seed, named)
     path = checkpoint_path(folder, settings)

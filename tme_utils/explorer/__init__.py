@@ -84,7 +84,8 @@ class LatentExplorer:
             take about 0.2 MB of the page.
         y: their labels, integers from 0 to 9, (N,).
         z: the point where the walk begins: two numbers, in a tuple, an array or a tensor.
-        poster: a PNG image that stands where no widget can run, such as on GitHub, or in a page without JavaScript.
+        poster: a PNG image, its bytes or its path, that stands where no widget can run, such as on GitHub, or in a page
+            without JavaScript.
         walks: paths (n, 2) by name, each a button that plays it; three between the classes if none are given.
 
     Attributes:
@@ -98,14 +99,17 @@ class LatentExplorer:
         x: Tensor,
         y: Tensor,
         z: Iterable[float] | Tensor = (0.0, 0.0),
-        poster: bytes | None = None,
+        poster: bytes | Path | str | None = None,
         walks: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Check everything, then make the widgets; they appear when the explorer is displayed."""
         pack_networks(model)  # refuses what the front end cannot run, before anything runs it
         check_images(x)
+        y = torch.as_tensor(y)
         if y.shape != x.shape[:1] or y.is_floating_point() or not ((y >= 0) & (y <= 9)).all():
             raise ValueError(f"y must hold {len(x)} integers from 0 to 9, got {y.dtype} {(*y.shape,)}: {y.unique()}")
+        if isinstance(poster, str | Path):
+            poster = Path(poster).expanduser().read_bytes()
         if poster is not None and not poster.startswith(PNG_SIGNATURE):
             raise ValueError(f"poster must be the bytes of a PNG image, got {poster[:8]!r}...")
         like = next(model.parameters())
@@ -193,8 +197,10 @@ def find_hearts(mu: Tensor, y: Tensor, n_near: int = 10, n_wide: int = 20) -> di
     """The heart of each class: of its dots (n, 2), the one with most of its own class among its neighbours.
 
     Where at least nine of the ``n_near`` nearest dots, itself among them, are of its class, the wider neighbourhood
-    decides. A median would not do: it may lie in another class.
+    decides. A median would not do: it may lie in another class. Where all dots are one point, no class has a heart.
     """
+    if len(mu) > 1 and (mu - mu[0]).abs().max() < 1e-3:
+        return {}
     n_wide = min(n_wide, len(mu))
     near = torch.cat([torch.cdist(part, mu).topk(n_wide, largest=False).indices for part in mu.split(1000)])
     own = (y[near] == y[:, None]).float()

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Circle, Rectangle
 
-from tme_utils.plots.shared import CENTRED, COLOURS, PITCH, draw_manifold, draw_tiles, number, panel_axes
+from tme_utils.plots.shared import CENTRED, COLOURS, PITCH, Labels, draw_manifold, draw_tiles, number, panel_axes
 
 Codes = Float[Any, "n 2"]  # in the plane
-Classes = Int[Any, " n"]  # from 0 to 9
+Classes = Int[Any, " n"]  # from 0 on
 Images = Float[Any, "n 1 28 28"]
 # One colour, line and marker for one path: told apart without colour too.
 PATHS: Any = {
@@ -26,20 +26,27 @@ PATHS: Any = {
 }
 
 
-def latent_scatter(ax: Axes, mu: Codes, y: Classes, axis_names: Sequence[str] = ("$z_1$", "$z_2$")) -> None:
-    """Draw means coloured by their labels, each class named at its median; circles hold shares of the prior."""
+def latent_scatter(
+    ax: Axes, mu: Codes, y: Classes, axis_names: Labels = ("$z_1$", "$z_2$"), class_names: Labels = ()
+) -> None:
+    """Draw means coloured by their labels, each class named at its median; circles hold shares of the prior.
+
+    ``class_names`` stand for the labels 0, 1, 2, ..., if given.
+    """
     mu, y = np.asarray(mu), np.asarray(y)
-    if mu.ndim != 2 or mu.shape[1] != 2 or len(mu) != len(y):
-        raise ValueError(f"need mu (N, 2) and N labels, got {mu.shape} and {y.shape}")
-    palette = sns.color_palette("colorblind", 10)
+    if mu.ndim != 2 or mu.shape[1] != 2 or len(mu) != len(y) or y.dtype.kind not in "iu" or (y < 0).any():
+        raise ValueError(f"need mu (N, 2) and N labels, integers from 0 on, got {mu.shape} and {y.dtype} {y.shape}")
+    palette = sns.color_palette(*(("colorblind", 10) if y.max() < 10 else ("husl", int(y.max()) + 1)))
     limit = max(4.0, float(np.abs(mu).max()) * 1.02)
     # Drawn in one call, in the file's order, so that no class is painted over all the others.
     ax.scatter(mu[:, 0], mu[:, 1], c=np.array(palette)[y], s=4, alpha=0.5, linewidths=0, rasterized=True)
     labels = np.unique(y)
     centres = _apart(np.array([np.median(mu[y == label], axis=0) for label in labels]), 0.15 * limit)
+    shape = "round,pad=0.2" if class_names else "circle,pad=0.2"
     for label, (z1, z2) in zip(labels, centres.tolist(), strict=True):
-        box = {"facecolor": palette[label], "edgecolor": "black", "boxstyle": "circle,pad=0.2", "alpha": 0.9}
-        ax.text(z1, z2, str(label), fontsize=14, fontweight="bold", zorder=5, bbox=box, **CENTRED)
+        box = {"facecolor": palette[label], "edgecolor": "black", "boxstyle": shape, "alpha": 0.9}
+        name = class_names[label] if class_names else str(label)
+        ax.text(z1, z2, name, fontsize=14, fontweight="bold", zorder=5, bbox=box, **CENTRED)
     masses = np.array([0.5, 0.95, 0.999])
     radii = np.sqrt(-2 * np.log(1 - masses))  # within which the 2-D standard normal has these masses
     # The circles' names stand on one ray, the one that keeps farthest from the classes' names.
@@ -55,6 +62,9 @@ def latent_scatter(ax: Axes, mu: Codes, y: Classes, axis_names: Sequence[str] = 
 
 def _apart(points: Codes, distance: float) -> Codes:
     """Push points that are closer than ``distance`` away from one another, so that their names stay legible."""
+    if np.ptp(points, axis=0).max() < 1e-3:  # of a collapsed model: no direction to push in
+        angle = np.linspace(0, 2 * np.pi, len(points), endpoint=False)
+        points = points + 1e-2 * distance * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     for _ in range(200):
         gap = points[:, None] - points
         length = np.linalg.norm(gap, axis=-1, keepdims=True)
@@ -85,7 +95,7 @@ def overlap_matrices(matrices: Mapping[str, Float[Any, "label label_of_neighbour
     fig, axes = panel_axes(matrices, (5.8 * len(matrices), 5.6), sharey=True)
     for ax, matrix in zip(axes, matrices.values(), strict=True):
         _heatmap(ax, 100 * np.asarray(matrix), ".0f", least=0.5, dark=50, cmap="Blues", vmin=0, vmax=100)
-        ax.set(xlabel="label of the neighbours", xticks=range(10), yticks=range(10))
+        ax.set(xlabel="label of the neighbours", xticks=range(len(matrix)), yticks=range(len(matrix)))
     axes[0].set_ylabel("class")
     return fig
 
