@@ -214,7 +214,7 @@ def test_a_unit_is_active_where_its_mean_varies_more_than_the_threshold(generato
         (lambda vae: exact_log_likelihood_2d(vae, X, tolerance=1.0), "tolerance in"),
         (lambda vae: exact_log_likelihood_2d(vae, X.float()), r"must be float64.*got torch.float32"),
         (lambda vae: exact_log_likelihood_2d(linear_gaussian(3), X), r"z must have a shape that ends in \(3,\)"),
-        (lambda vae: metrics.posterior_parameters(vae, X[:0]), "at least one"),
+        (lambda vae: metrics.posterior_parameters(vae, X[:0]), "must be a tensor of floats"),
         (lambda vae: best_gaussian_2d(vae, X, torch.zeros(6, 2), diagonal=True), r"mu must be \(7, 2\).*got \(6, 2\)"),
         (lambda vae: best_gaussian_2d(linear_gaussian(3), X, X[:, 0, 0, :2], diagonal=True), "a plane"),
         (lambda vae: active_units(torch.zeros(1, 4)), r"N >= 2, got \(1, 4\)"),

@@ -111,16 +111,13 @@ class VAE(nn.Module):
 
     def encode(self, x: Float[Tensor, "b 1 28 28"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
         """Parameters (mu, logvar) of q(z|x)."""
-        if x.shape[1:] != IMAGE_SHAPE:
-            raise ValueError(f"x must have shape (B, 1, 28, 28), got {(*x.shape,)}")
-        same_type("x", x, self)
+        must_end_in("x", x.shape[1:], IMAGE_SHAPE)
         mu, logvar = self.encoder(x).chunk(2, dim=1)
         return mu, logvar
 
     def decode(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b 1 28 28"]:
         """Parameters of p(x|z): logits, for the Bernoulli."""
         must_end_in("z", z.shape, (self.latent_dim,))
-        same_type("z", z, self)
         return torch.reshape(self.decoder(z.reshape(-1, self.latent_dim)), (*z.shape[:-1], *IMAGE_SHAPE))
 
     def log_likelihood(self, x: Float[Tensor, "b 1 28 28"], z: Float[Tensor, "*k b d"]) -> Float[Tensor, "*k b"]:
@@ -167,7 +164,7 @@ def elbo_terms(
     model: VAE, x: Float[Tensor, "b 1 28 28"], eps: Float[Tensor, "b d"] | None = None, generator: Generator = None
 ) -> ElboTerms:
     """recon, estimated by one draw of z for each image, and kl, exactly: Kingma and Welling (2013), eq. 10."""
-    if str(getattr(x, "device", "cpu")) == "cpu":  # elsewhere every look waits for the device
+    if not getattr(x, "is_cuda", False):  # where a look at the pixels would wait for the device
         check_images(x)
     mu, logvar = model.encode(x)
     z = reparameterize(mu, logvar, eps, generator)
@@ -233,14 +230,11 @@ def conv_vae(
     return VAE(encoder, decoder, latent_dim, config)
 
 
-# --- the doors: what the public functions of the package ask of their arguments
-
-
+# The doors: what the public functions of the package ask of their arguments.
 def check_images(x: Float[Tensor, "b 1 28 28"]) -> None:
     """Raise ``ValueError`` unless x is a batch of at least one float image with pixels in [0, 1]."""
     if x.shape[1:] != IMAGE_SHAPE or len(x) == 0 or not (isinstance(x, Tensor) and x.is_floating_point()):
-        found = f"{type(x).__name__} {x.dtype} {(*x.shape,)}"
-        raise ValueError(f"x must be a tensor of float images (B, 1, 28, 28), at least one, got {found}")
+        raise ValueError(f"x must be a tensor of floats (B, 1, 28, 28), got {type(x).__name__} {x.dtype} {(*x.shape,)}")
     if not (x.min() >= 0 and x.max() <= 1):  # written so that NaN fails too
         raise ValueError(f"pixels must lie in [0, 1], got values from {x.min():.4g} to {x.max():.4g}")
 
@@ -251,13 +245,6 @@ def as_int(name: str, value: Any, least: int = 1) -> int:
     if number < least:
         raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
     return number
-
-
-def same_type(name: str, value: Tensor, model: nn.Module) -> None:
-    """Raise ``ValueError`` unless a tensor has the type of the model's weights."""
-    expected = next(model.parameters(), value).dtype
-    if value.dtype != expected:
-        raise ValueError(f"{name} must be a tensor of {expected}, as the model's weights are, got {value.dtype}")
 
 
 def one_shape(names: str, a: Tensor, b: Tensor) -> None:
