@@ -503,7 +503,7 @@ def fit(model, x_train, x_test, n_epochs, lr=1e-3):
         rows = {"train": x_train[:10], "train rebuilt": reconstruct(model, x_train[:10])}
         rows |= {"test": x_test[:10], "test rebuilt": reconstruct(model, x_test[:10])}
         rows |= {"generated": generate(model, 10, torch.Generator().manual_seed(0))}
-        title = f"epoch {epoch} of {n_epochs}: −ELBO {scores[-1][0]:.1f} train, {scores[-1][1]:.1f} test"
+        title = f"latent_dim {model.latent_dim}, epoch {epoch} of {n_epochs}: −ELBO {scores[-1][0]:.1f} train, {scores[-1][1]:.1f} test"
         figure = image_rows(rows, title)
         plt.close(figure)  # it is shown below, once
         if handle is None:
