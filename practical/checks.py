@@ -397,11 +397,7 @@ KNOWN["Encoder"] = {
         for name, c in [("σ²", 1), ("σ", 0.5)]
     },
     **{
-        name: (
-            _encoder(answer),
-            "Each number is a layer's output. Which layer's, and in which place?",
-            sharper,
-        )
+        name: (_encoder(answer), "Each number is a layer's output. Which layer's, and in which place?", sharper)
         for name, answer, sharper in [
             ("mu and logvar swapped", lambda mu, logvar: (logvar, mu), "The pair is (mu, logvar), in this order."),
             ("self.mu twice", lambda mu, logvar: (mu, mu), "self.mu gave both answers, and self.logvar none."),
@@ -934,10 +930,10 @@ KNOWN["negative_elbo"] = {
             ("not averaged", lambda r, k: r + k, "A loss is one number.", "The mean over the images is missing."),
             ("sign", lambda r, k: -(r + k).mean(), "Both terms are costs.", "This is the ELBO; the loss is minus it."),
             (
-                "divided by the pixels",
+                "per pixel",
                 lambda r, k: (r + k).mean() / 784,
-                "The right sum, in another unit.",
-                "This is per pixel. The sheet counts in nats per image.",
+                "The unit is another.",
+                "Nats per image: do not divide by 784.",
             ),
         ]
     },
@@ -1045,41 +1041,31 @@ KNOWN["train_epoch"] = {
             ),
         ]
     },
-    **{
-        name: (_loop(batches), hint, sharper)
-        for name, batches, hint, sharper in [
-            (
-                "batch_size not used",
-                lambda x, batch_size: _shuffled(x, 128),
-                "All ten came at once, where four were asked for.",
-                "The size of a batch is fixed inside: use the argument batch_size.",
-            ),
-            (
-                "the number of batches for their size",
-                lambda x, batch_size: _shuffled(x, len(x) // batch_size),
-                "Count the images in a batch, and the batches.",
-                "split takes the size of a piece, not the number of pieces.",
-            ),
-            (
-                "drawn anew for each batch",
-                lambda x, batch_size: [x[torch.randint(len(x), (batch_size,))] for _ in range(3)],
-                "Twelve images were seen, of ten.",
-                "The images are drawn anew for each batch. An epoch has one order, cut into batches.",
-            ),
-            (
-                "indices for images",
-                lambda x, batch_size: torch.randperm(len(x)).split(batch_size),
-                "The encoder was given numbers in a row, and no images.",
-                "The random order holds indices. A batch is x at these indices.",
-            ),
-            (
-                "the same order every time",
-                lambda x, batch_size: x[torch.randperm(len(x), generator=torch.manual_seed(0))].split(batch_size),
-                "Two epochs, and the same order in both.",
-                "The order is seeded inside, or drawn once outside. Draw it in here and anew.",
-            ),
-        ]
-    },
+    "batch_size not used": (
+        _loop(lambda x, batch_size: _shuffled(x, 128)),
+        "All ten came at once, where four were asked for.",
+        "The size of a batch is fixed inside: use the argument batch_size.",
+    ),
+    "the number of batches for their size": (
+        _loop(lambda x, batch_size: _shuffled(x, len(x) // batch_size)),
+        "Count the images in a batch, and the batches.",
+        "split takes the size of a piece, not the number of pieces.",
+    ),
+    "drawn anew for each batch": (
+        _loop(lambda x, batch_size: [x[torch.randint(len(x), (batch_size,))] for _ in range(3)]),
+        "Twelve images were seen, of ten.",
+        "The images are drawn anew for each batch. An epoch has one order, cut into batches.",
+    ),
+    "indices for images": (
+        _loop(lambda x, batch_size: torch.randperm(len(x)).split(batch_size)),
+        "The encoder was given numbers in a row, and no images.",
+        "The random order holds indices. A batch is x at these indices.",
+    ),
+    "the same order every time": (
+        _loop(lambda x, batch_size: x[torch.randperm(len(x), generator=torch.manual_seed(0))].split(batch_size)),
+        "Two epochs, and the same order in both.",
+        "The order is seeded inside, or drawn once outside. Draw it in here and anew.",
+    ),
     "return inside the loop": (
         _loop(lambda x, batch_size: _shuffled(x, batch_size)[:1]),
         "The epoch ended too early: count the batches.",

@@ -702,7 +702,7 @@ def picture(model, z1, z2):
 checks.pixels(picture)
 
 # %% [markdown]
-# The drawing is given: the plane first, then the sliders. Move them, with the mouse or the arrow keys.
+# The drawing is given: the plane first, then the sliders. Move them with the mouse; JupyterLab takes the arrow keys too.
 
 # %%
 import io
