@@ -1,12 +1,19 @@
 """The static site: the report's files, then every page in a real browser; and a small report, built and broken."""
 
+import base64
+import io
 import re
+from contextlib import closing, contextmanager
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
+from fontTools.ttLib import TTFont
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 from benchmarks.browser import PIXELS
 from conftest import opened
@@ -15,7 +22,7 @@ from tools.site import WIDGET, build
 
 SOURCES = {"index.html": paths.ROOT / "README.md"}
 SOURCES |= {f"{path.stem}.html": path for path in sorted((paths.ROOT / "notebooks").glob("*.ipynb"))}
-READY = "() => window.MathJax?.startup?.promise && MathJax.startup.promise.then(() => true)"
+EXPLORER = "figures/05_explorer.html"
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +61,11 @@ def test_links_lead_to_every_page_section_and_file_and_nothing_is_loaded_from_el
             assert not url.scheme or url.scheme == "data" or tag.name == "a", tag
             assert url.scheme or (site / target).is_file(), tag
             assert url.scheme or not url.fragment or unquote(url.fragment) in ids[target], tag
-    assert not re.search(r"url\(|@import", (site / "style.css").read_text(encoding="utf-8"))
+    assert not re.search(r"url\((?!data:)|@import", (site / "style.css").read_text(encoding="utf-8"))
     frames = [(page, frame["src"]) for page, soup in soups.items() for frame in soup.select("iframe")]
-    assert frames == [(page, "figures/05_explorer.html") for page in ("index.html", "05_latent_exploration.html")]
-    explorer = BeautifulSoup((site / "figures" / "05_explorer.html").read_text(encoding="utf-8"), "html.parser")
-    assert explorer.select_one("body > p > a")["href"] == "../index.html"
+    assert frames == [(page, EXPLORER) for page in ("index.html", "05_latent_exploration.html")]
+    explorer = BeautifulSoup((site / EXPLORER).read_text(encoding="utf-8"), "html.parser")
+    assert explorer.select_one("body > nav > a")["href"] == "../index.html"
 
 
 def test_the_front_page_opens_with_the_explorer_and_where_to_start_before_it_says_how_to_install(site):
@@ -83,22 +90,99 @@ def opened_page(browser, site):
         def open_page(name, width=1300):
             page.set_viewport_size({"width": width, "height": 900})
             page.goto(f"{site.as_uri()}/{name}")
-            page.wait_for_function(READY)
+            page.evaluate("document.fonts.ready")
             return page
 
         yield open_page
         assert [url for url in urls if not url.startswith((f"{site.as_uri()}/", "data:", "blob:"))] == [] != urls
 
 
+@contextmanager
+def without_javascript(browser, site, name, **options):
+    """A page of the site where scripts are switched off."""
+    with opened(browser, offline=True, java_script_enabled=False, **options) as page:
+        page.goto(f"{site.as_uri()}/{name}")
+        yield page
+
+
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_page_shows_its_formulas_and_images_and_fits_a_telephone(name, opened_page):
+def test_without_javascript_every_formula_of_a_page_is_drawn(name, browser, site):
+    formulas = re.findall(r"(?s)\$\$.+?\$\$|(?<!\\)\$[^$]+\$", prose(name))
+    with without_javascript(browser, site, name) as page:
+        sizes = page.locator("main math").evaluate_all(
+            "all => all.map((formula) => [formula.clientWidth, formula.clientHeight])"
+        )
+        assert len(sizes) == len(formulas) > 0
+        assert np.min(sizes) > 3
+        assert page.locator(".formula > math[display=block]").count() == sum(text.startswith("$$") for text in formulas)
+        texts = page.locator("main").evaluate(
+            "main => { main.querySelectorAll('pre, code').forEach((code) => code.remove()); return main.textContent; }"
+        )
+        assert not re.search(r"\$|\\[a-zA-Z]", texts)
+
+
+def test_the_font_of_the_formulas_holds_all_their_signs_and_their_braces_grow(opened_page, site):
+    packed = re.search(r"font/woff;base64,([^)]+)", (site / "style.css").read_text(encoding="utf-8"))[1]
+    font = TTFont(io.BytesIO(base64.b64decode(packed)))
+    pages = [BeautifulSoup((site / name).read_text(encoding="utf-8"), "html.parser") for name in SOURCES]
+    formulas = [formula for page in pages for formula in page.select("math")]
+    signs = {ord(sign) for formula in formulas for sign in formula.get_text()}
+    italic = [letter.get_text() for formula in formulas for letter in formula.select("mi:not([mathvariant])")]
+    latin = {ord(letter) - ord("a") + 0x1D44E for letter in italic if re.fullmatch("[a-z]", letter)} - {0x1D455}
+    assert len(latin) > 10
+    assert signs | latin <= set(font.getBestCmap()) | {0x2061, 0xFE00, ord("\n")}  # what is not seen
+    assert "MATH" in font
+    page = opened_page("01_theory_and_kl.html")
+    assert page.evaluate("[...document.fonts].map((font) => font.family + font.status)") == ["Formulasloaded"]
+    for braced in page.locator("munder:has(> mo:text('⏟'))").all():
+        braced.scroll_into_view_if_needed()
+        (box, brace) = (one.bounding_box() for one in (braced, braced.locator("> mo")))
+        picture = page.screenshot(clip=brace | {"x": box["x"], "width": box["width"]})
+        ink = np.asarray(Image.open(io.BytesIO(picture)).convert("L")) < 160
+        assert ink.any(0).mean() > 0.9  # from end to end
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 390), ("dark", 1300)])
+@pytest.mark.parametrize("name", ["index.html", "02_mlp_vae.html", EXPLORER])
+def test_axe_finds_no_fault(name, scheme, width, browser, site):
+    with opened(browser, offline=True, color_scheme=scheme) as page:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto(f"{site.as_uri()}/{name}")
+        page.locator("main .tme-explorer, main .film button, main iframe").first.wait_for()
+        page.evaluate("document.fonts.ready")
+        options = {"iframes": False, "preload": False, "resultTypes": ["violations"]}  # it shall load nothing
+        found = Axe().run(page, options=options).response
+    faults = [(fault["id"], node["html"]) for fault in found["violations"] for node in fault["nodes"]]
+    unread = ("empty-table-header", "<th><math><mi>d</mi></math></th>")  # axe reads no MathML
+    assert [fault for fault in faults if fault != unread] == []
+    assert len(found["passes"]) > 20
+
+
+def test_without_javascript_or_in_an_old_browser_a_sentence_and_the_poster_stand_for_the_explorer(browser, site):
+    def assert_stands(page):
+        assert "it needs JavaScript and a browser not older than" in page.locator("main p").text_content()
+        assert page.locator("main img").bounding_box()["height"] > 200
+        assert page.locator(".tme-explorer").count() == 0
+
+    with without_javascript(browser, site, EXPLORER) as page:
+        assert_stands(page)
+        assert page.get_by_role("link", name="To the lesson").is_visible()
+    with without_javascript(browser, site, "index.html") as page:
+        page.locator("iframe").scroll_into_view_if_needed()
+        assert_stands(page.frame_locator("iframe"))
+        assert page.locator("nav li").first.is_visible()
+    for missing in ("delete Array.prototype.toSorted", "delete window.DecompressionStream"):
+        with closing(browser.new_context()) as context:  # what it complains of is meant
+            context.add_init_script(missing)
+            page = context.new_page()
+            with page.expect_event("pageerror"):
+                page.goto(f"{site.as_uri()}/{EXPLORER}")
+            assert_stands(page)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_page_shows_its_images_and_fits_a_telephone(name, opened_page):
     page = opened_page(name, width=400)
-    widths = page.locator("main mjx-container > svg").evaluate_all(
-        "all => all.map((svg) => (svg.closest('.wide thead') ? Infinity : svg.clientWidth))"  # no heads on a telephone
-    )
-    assert len(widths) == len(re.findall(r"(?s)\$\$.+?\$\$|(?<!\\)\$[^$]+\$", prose(name)))
-    assert min(widths) > 3
-    assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
     page.locator("img").evaluate_all("all => Promise.all(all.map((image) => image.decode()))")
     alts = page.locator("img").evaluate_all("all => all.map((image) => image.alt)")
     assert all(len(alt) > 25 for alt in alts)
@@ -112,8 +196,7 @@ def test_a_link_of_the_contents_leads_to_its_section(opened_page):
     page = opened_page("01_theory_and_kl.html")
     section = page.locator("nav li.h2 a").last
     section.click()
-    page.reload()  # the formulas above the section take their room after the browser has scrolled
-    page.wait_for_function(READY)
+    page.reload()
     assert 0 <= page.locator("h2", has_text=section.text_content()).bounding_box()["y"] < 800
 
 
@@ -178,8 +261,10 @@ def report(tmp_path):
     shown = {"image/png": "iVBORw=="}, widget, widget | {"image/png": "aVBORw=="}
     outputs = [new_output("display_data", data, metadata={"image/png": {"width": 100}}) for data in shown]
     text = "# One\n\n## Why\n\n### The test\n\n## How\n\n### The test\n\n[back](../README.md)"
-    reading = new_markdown_cell("**Reading.** It falls. It\nis small. And more.")
-    notebook = new_notebook(cells=[new_markdown_cell(text), new_code_cell("x", outputs=outputs), reading])
+    reading = "**Reading.** It falls to\n$\\log 2$. It is small. And more.\n\n## Last"
+    last = "**Symptom.** None.\n\n## More\n\n**Reading.** Of something else."
+    cells = [new_markdown_cell(text), new_code_cell("x", outputs=outputs), new_markdown_cell(reading)]
+    notebook = new_notebook(cells=[*cells, new_code_cell("x", outputs=outputs[:1]), new_markdown_cell(last)])
     nbformat.write(notebook, root / "notebooks" / "01_one.ipynb")
     return root
 
@@ -188,9 +273,11 @@ def test_links_are_turned_headings_have_ids_of_their_own_and_widgets_become_pict
     index, one = (BeautifulSoup(page.read_text(), "html.parser") for page in build(tmp_path / "site", report))
     assert [a["href"] for a in index.select("main p a")] == ["01_one.html#Why", "LICENSE", "https://d.org"]
     assert one.select_one("main p a")["href"] == "index.html"
-    assert [a["href"] for a in one.select("nav li li a")] == ["#Why", "#The-test", "#How", "#The-test-2"]
-    assert [image["src"][-8:] for image in one.select("img[width='100']")] == ["iVBORw==", "aVBORw=="]
-    assert [image["alt"] for image in one.select("img")] == ["Figure: The test. It falls. It is small."] * 2
+    sections = ("Why", "The-test", "How", "The-test-2", "Last", "More")
+    assert [a["href"] for a in one.select("nav li li a")] == [f"#{name}" for name in sections]
+    assert [image["src"][-8:] for image in one.select("img[width='100']")] == ["iVBORw==", "aVBORw==", "iVBORw=="]
+    alts = [*["Figure: The test. It falls to log 2. It is small."] * 2, "Figure: Last. Symptom. None."]
+    assert [image["alt"] for image in one.select("img")] == alts
     assert len(one.select(".note")) == 1
     assert not re.search("FloatSlider|jupyter-widgets|model_id", str(one))
 
@@ -208,7 +295,7 @@ def test_a_site_is_replaced_whole_or_left_alone(link, report, tmp_path):
     assert sorted(tmp_path.iterdir()) == before
     (report / "README.md").write_text("# New")
     assert build(target, report) == [target / "index.html", target / "02_two.html"]
-    assert {path.name for path in target.iterdir()} == {"index.html", "02_two.html", "style.css", "mathjax"}
+    assert {path.name for path in target.iterdir()} == {"index.html", "02_two.html", "style.css"}
     assert sorted(tmp_path.iterdir()) == before
 
 

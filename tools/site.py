@@ -1,23 +1,32 @@
 """Write the report as a static site that asks no network for anything: ``python -m tools.site [folder]``.
 
-nbconvert turns the README and the executed notebooks into HTML. This module makes a page of each, and copies the files
-that the pages link to, and MathJax. The pages open from a disk, or from any address of a web server.
+nbconvert turns the README and the executed notebooks into HTML, with formulas as MathML, which needs no script. This
+module makes a page of each, and copies the files that the pages link to. The pages open from a disk, or from any
+address of a web server.
 """
 
 import argparse
+import io
 import re
 import shutil
 import tempfile
+import unicodedata
+from base64 import b64encode
 from collections import Counter
-from importlib import resources
+from collections.abc import Iterable
+from importlib import metadata
+from itertools import takewhile
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 import jinja2
 import nbformat
 from bs4 import BeautifulSoup, Tag
+from fontTools import subset
 from jupyterlab_pygments import JupyterStyle
+from math_core import LatexToMathML
 from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
@@ -28,9 +37,30 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 EXPLORER = Path("figures/05_explorer.html")
 FRAME = '<iframe src="{}" title="The latent explorer" loading="lazy" allow="fullscreen"></iframe>'
 # Where the explorer stands on a page of its own, not in one of the lesson's.
-BACK = """<p><a href="../index.html">To the lesson</a></p>
+BACK = """<nav aria-label="Lesson"><a href="../index.html">To the lesson</a></nav>
 <script>if (window.top !== window) document.currentScript.previousElementSibling.remove();</script>"""
-MATHJAX = {"es5/tex-svg-full.js": Path("mathjax/tex-svg-full.js"), "LICENSE": Path("mathjax/LICENSE")}
+MARK = '<meta name="generator" content="tools.site">'
+HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
+ITALIC = [0x210E, *range(0x1D434, 0x1D468), *range(0x1D6E2, 0x1D71C)]  # mathematical italic, Latin and Greek
+
+
+class Renderer(IPythonRenderer):
+    """nbconvert's Markdown, with formulas as MathML; a formula that cannot be converted raises a LatexError."""
+
+    _mathml = LatexToMathML()
+
+    def inline_math(self, body: str) -> str:
+        """A formula within a sentence."""
+        return self._mathml.convert_with_local_state(body, displaystyle=False)
+
+    def block_math(self, body: str) -> str:
+        """A formula on a line of its own."""
+        formula = self._mathml.convert_with_local_state(body, displaystyle=True)
+        return f'<span class="formula">{formula}</span>'
+
+    def latex_environment(self, name: str, body: str) -> str:
+        """A formula that an environment such as ``align`` begins and ends."""
+        return self.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")
 
 
 def build(target: Path, root: Path = paths.ROOT) -> list[Path]:
@@ -44,7 +74,9 @@ def build(target: Path, root: Path = paths.ROOT) -> list[Path]:
         FileExistsError: if ``target`` holds something else than a site.
         FileNotFoundError: if a page links to a file that is not in the repository.
     """
-    if target.exists() and any(target.iterdir()) and not (target / MATHJAX["LICENSE"]).is_file():
+    index = target / "index.html"
+    is_site = index.is_file() and MARK in index.read_text(encoding="utf-8")
+    if target.exists() and any(target.iterdir()) and not is_site:
         raise FileExistsError(f"{target} is not empty, and no site that may be replaced")
     root = root.resolve()
     sources = [root / "README.md", *sorted((root / "notebooks").glob("*.ipynb"))]
@@ -53,26 +85,26 @@ def build(target: Path, root: Path = paths.ROOT) -> list[Path]:
     if (root / EXPLORER).is_file():
         _let_the_film_live(bodies["index.html"])
     needed = set().union(*(_localise(bodies[file], source, files, root) for source, file in files.items()))
-    scripts = Path(str(resources.files("mathjax"))) / "static" / "mathjax"
-    copies = {path: path.relative_to(root) for path in needed} | {scripts / name: MATHJAX[name] for name in MATHJAX}
     titles = {file: _text(body.h1) for file, body in bodies.items()}
     template = jinja2.Template((HERE / "site.html.j2").read_text(encoding="utf-8"), autoescape=True)
+    style = (HERE / "site.css").read_text(encoding="utf-8") + _math_font(bodies.values())
+    style += HtmlFormatter(style=JupyterStyle).get_style_defs(".highlight")
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", suffix=".partial.", dir=target.parent) as temporary:
-        new = Path(temporary) / "new"
-        for source, copy in copies.items():
-            (new / copy).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, new / copy)
+        (new := Path(temporary) / "new").mkdir()
+        for source in needed:
+            copy = new / source.relative_to(root)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)
         if (explorer := new / EXPLORER).is_file():
             page = explorer.read_text(encoding="utf-8")
             explorer.write_text(page.replace("<main>", f"{BACK}\n<main>", 1), encoding="utf-8")
-        style = (HERE / "site.css").read_text(encoding="utf-8")
-        style += HtmlFormatter(style=JupyterStyle).get_style_defs(".highlight")
         (new / "style.css").write_text(style, encoding="utf-8")
         for file, body in bodies.items():
             first = body.select_one("main p, p")
-            about = " ".join(first.get_text().split()) if first else titles[file]
-            html = template.render(file=file, titles=titles, contents=_contents(body), body=str(body), about=about)
+            about = _plain(first) if first else titles[file]
+            values = {"titles": titles, "contents": _contents(body), "body": str(body), "about": about, "mark": MARK}
+            html = template.render(file=file, **values)
             (new / file).write_text(html, encoding="utf-8")
         target.rename(Path(temporary) / "old")
         new.rename(target)
@@ -95,6 +127,7 @@ def _body(source: Path) -> BeautifulSoup:
             cell.outputs = _without_kernel(cell)
     cells = HTMLExporter(template_name="lab", template_file="base.html.j2")
     cells.exclude_input_prompt = cells.exclude_output_prompt = True
+    cells.register_filter("markdown2html", lambda text: MarkdownWithMath(renderer=Renderer(escape=False)).render(text))
     body = BeautifulSoup(cells.from_notebook_node(notebook)[0], "html.parser")
     for image in body.select(".jp-OutputArea img"):
         image["alt"] = _reading(image)
@@ -106,7 +139,7 @@ def _body(source: Path) -> BeautifulSoup:
     for number, table in enumerate(body.select("table"), 1):
         for text in table.find_all(string=re.compile(" ± ")):
             text.replace_with(text.replace(" ± ", "\u00a0±\u00a0"))  # a number and its spread stay on one line
-        heads = [_text(head).replace("$", "") for head in table.select("thead tr:first-child > *")]
+        heads = [_text(head) for head in table.select("thead tr:first-child > *")]
         if len(heads) > 8:
             table["class"] = "wide"  # on a narrow screen each row is a list, and each cell names its column
             for row in table.select("tbody tr"):
@@ -121,12 +154,37 @@ def _body(source: Path) -> BeautifulSoup:
     return body
 
 
+def _math_font(bodies: Iterable[BeautifulSoup]) -> str:
+    """STIX Two Math with the signs of these formulas alone, as CSS.
+
+    Not every system has a font whose braces and sums grow, and a browser may refuse a page on a disk a font in a file.
+    """
+    text = "".join({sign for body in bodies for formula in body.select("math") for sign in formula.get_text()})
+    text += "".join(chr(code) for code in ITALIC if unicodedata.normalize("NFKC", chr(code)) in text)
+    options = subset.Options(flavor="woff", layout_features=["ssty", "dtls", "flac"], hinting=False)
+    file = metadata.distribution("ziamath").locate_file("ziamath/fonts/STIXTwoMath-Regular.ttf")
+    with subset.load_font(str(file), options) as font:
+        subsetter = subset.Subsetter(options)
+        subsetter.populate(text=text)
+        subsetter.subset(font)
+        subset.save_font(font, packed := io.BytesIO(), options)
+    url = f"data:font/woff;base64,{b64encode(packed.getvalue()).decode()}"
+    return f"@font-face {{ font-family: Formulas; src: url({url}); }}\n"
+
+
+def _plain(tag: Tag) -> str:
+    """The text of what may hold formulas, which name a function and its argument without a space."""
+    return " ".join(tag.get_text().replace("\u2061", " ").split())
+
+
 def _reading(image: Tag) -> str:
-    """What a figure shows: the first sentences of the reading that follows it, or of the text."""
+    """What a figure shows: the first sentences of the reading that follows it in its section, or of the text."""
     heading = _text(image.find_previous(["h1", "h2", "h3"]))
-    strong = next((tag for tag in image.find_all_next("strong") if tag.get_text().startswith("Reading")), None)
-    paragraph = strong.parent if strong is not None else image.find_next("p")
-    text = " ".join(paragraph.get_text().split()) if paragraph is not None else ""
+    after = image.find_all_next([*HEADINGS, "strong", "p"])
+    section = list(takewhile(lambda tag: tag.name not in HEADINGS, after))
+    readings = [tag.parent or tag for tag in section if tag.name == "strong" and _text(tag).startswith("Reading")]
+    texts = [tag for tag in section if tag.name == "p" and tag.get("class") != ["note"]]
+    text = next(map(_plain, readings + texts), "")
     sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", text.removeprefix("Reading").lstrip(" .:"))
     return f"Figure: {heading}. {' '.join(sentences[:2])}"
 
