@@ -4,6 +4,8 @@ import itertools
 import math
 import re
 import shutil
+import zlib
+from base64 import b64encode
 from contextlib import closing, contextmanager
 
 import pytest
@@ -15,7 +17,8 @@ from benchmarks.explorer import MODELS, differences
 from conftest import opened
 from tme_utils import paths
 from tme_utils.checkpoints import shipped_model
-from tme_utils.explorer import LatentExplorer, find_hearts
+from tme_utils.explorer import LatentExplorer, find_hearts, front_end_script, pack_networks
+from tme_utils.metrics import exact_log_likelihood_2d, gaussian_elbo_2d
 from tme_utils.training import seeded
 from tme_utils.vae import IMAGE_SHAPE, VAE, kl_per_dim
 
@@ -338,7 +341,7 @@ def test_a_walk_plays_from_its_start_to_its_end_and_a_hand_ends_it(page):
 
 def numbers(page):
     """KL of both coordinates, recon and the negative ELBO as shown; mu, std, z and eps."""
-    shown = settled(page).locator("tbody tr td:nth-child(2)").all_text_contents()
+    shown = settled(page).locator("tbody:first-of-type td:nth-child(2)").all_text_contents()
     text = page.locator(".numbers").text_content().replace("−", "-")
     pairs = [tuple(map(float, found)) for found in re.findall(r"\((-?[\d.]+), (-?[\d.]+)\)", text)]
     return [None if value == "–" else float(value.replace("−", "-")) for value in shown], pairs
@@ -369,6 +372,62 @@ def test_the_loss_of_a_chosen_image_is_torchs_and_noise_is_drawn_anew(page, vaes
     assert len(draws.unique(dim=0)) == 30
     assert draws.mean(0).abs().max() < 4 / 30**0.5
     assert 0.5 < draws.std(0).min() < draws.std(0).max() < 1.6
+
+
+QUADRATURE = """async ({ source, networks, weights, x }) => {
+  const module = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+  const bytes = Uint8Array.from(atob(weights), (character) => character.charCodeAt(0));
+  const loaded = await module.loadNetworks(networks, new DataView(bytes.buffer));
+  const finish = (work) => {
+    for (;;) {
+      const { done, value } = work.next();
+      if (done) return value;
+    }
+  };
+  const first = finish(module.firstSquares(loaded, 4.5));
+  return x.map((pixels) => {
+    const image = Float32Array.from(pixels);
+    const q = module.encode(loaded, image);
+    return [module.logLikelihood(loaded, first, image, q), module.averageElbo(loaded, image, q)].map(finish);
+  });
+}"""
+
+
+@torch.no_grad()
+def test_log_p_and_the_averaged_elbo_are_those_of_torchs_quadrature(browser, vaes, mnist_test):
+    networks, weights = pack_networks(vaes["mlp"])
+    arguments = {
+        "source": front_end_script(),
+        "networks": networks,
+        "weights": b64encode(zlib.compress(weights)).decode(),
+        "x": mnist_test.x[:20].flatten(1).tolist(),
+    }
+    with opened(browser) as page:
+        found = torch.tensor(page.evaluate(QUADRATURE, arguments))
+    model, x = shipped_model("mlp_2d")[0].double(), mnist_test.x[:20].double()
+    mu, logvar = model.encode(x)
+    log_p = exact_log_likelihood_2d(model, x, tolerance=1e-3).log_likelihood
+    off = torch.stack([found[:, 0] - log_p, found[:, 1] - gaussian_elbo_2d(model, x, mu, logvar.exp().diag_embed())])
+    assert log_p.std() > 10  # there is something to get wrong
+    assert off.abs().max() < 0.1, off
+    assert off.abs().median(dim=1).values.max() < 0.05
+
+
+def test_log_p_and_the_gap_of_a_chosen_image_appear_while_the_hand_rests(page, vaes):
+    def shown():
+        return page.locator(":is(.neg_log_p, .gap) td:nth-child(2)").all_text_contents()
+
+    page.locator(".ready").nth(1).click()
+    assert shown() == ["…", "…"]
+    page.wait_for_function("!document.querySelector('.gap td').textContent.includes('…')")
+    x = as_encoded(page)
+    neg_log_p, gap = map(float, shown())
+    model = shipped_model("mlp_2d")[0].double().requires_grad_(False)
+    mu, logvar = model.encode(x.double())
+    assert neg_log_p == pytest.approx(-float(exact_log_likelihood_2d(model, x.double(), tolerance=1e-3)[0]), abs=0.1)
+    elbo = float(gaussian_elbo_2d(model, x.double(), mu, logvar.exp().diag_embed()))
+    assert neg_log_p + gap == pytest.approx(-elbo, abs=0.05)
+    assert gap > 0
 
 
 def test_a_point_that_the_posterior_does_not_draw_has_no_elbo(page, vaes, mnist_test):

@@ -198,11 +198,12 @@ export class Plane {
   }
 }
 
-/** Indices of the `n` points nearest to (z1, z2), nearest first. */
-export function nearest(mu, z1, z2, n) {
+/** Indices of the `n` codes nearest to z, nearest first; `mu` holds all their coordinates. */
+export function nearest(mu, z, n) {
   const found = [];
-  for (let i = 0; i < mu.length / 2; i++) {
-    const distance = (mu[2 * i] - z1) ** 2 + (mu[2 * i + 1] - z2) ** 2;
+  for (let i = 0; i < mu.length / z.length; i++) {
+    let distance = 0;
+    for (let j = 0; j < z.length; j++) distance += (mu[i * z.length + j] - z[j]) ** 2;
     if (found.length === n && distance >= found[n - 1].distance) continue;
     const at = found.findIndex((other) => distance < other.distance);
     found.splice(at < 0 ? found.length : at, 0, { distance, i });
