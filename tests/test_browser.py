@@ -1,5 +1,6 @@
 """The explorer in a real browser: the front end against torch, the page from a file, and notebook 05 in JupyterLab."""
 
+import io
 import itertools
 import math
 import re
@@ -8,8 +9,10 @@ import zlib
 from base64 import b64encode
 from contextlib import closing, contextmanager
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from benchmarks.browser import PIXELS, jupyter_lab, run_all, write_notebook
@@ -18,7 +21,7 @@ from conftest import opened
 from tme_utils import paths
 from tme_utils.checkpoints import shipped_model
 from tme_utils.explorer import LatentExplorer, find_hearts, front_end_script, pack_networks
-from tme_utils.metrics import exact_log_likelihood_2d, gaussian_elbo_2d
+from tme_utils.metrics import active_units, exact_log_likelihood_2d, gaussian_elbo_2d
 from tme_utils.training import seeded
 from tme_utils.vae import IMAGE_SHAPE, VAE, kl_per_dim
 
@@ -463,6 +466,74 @@ def test_a_dot_that_is_clicked_and_a_neighbour_go_through_the_model_and_the_heat
     probs = (1 - grey(page) / 255).clamp(0.02, 0.98)
     costs = -(x * probs.log() + (1 - x) * (1 - probs).log())
     assert torch.corrcoef(torch.stack([green.float(), costs.clamp(max=3)]))[0, 1] < -0.98
+
+
+def test_the_film_shows_each_epochs_dots_and_digits_and_a_hand_ends_it(browser, vaes, mnist_test, tmp_path):
+    with np.load(paths.ROOT / "figures" / "05_epochs.npz") as file:
+        film = dict(file)
+    image = Image.open(io.BytesIO(film["picture"].tobytes()))
+    n_epochs = len(film["neg_elbo"])
+    assert image.size == (420, 504 * n_epochs)
+    explorer = LatentExplorer(vaes["mlp"], mnist_test.x[:2000], mnist_test.y[:2000], film=film)
+    with page_of(explorer.to_html(tmp_path / "film.html"), browser) as page:
+        page.locator(".film summary").click()
+        slider, canvas = page.locator("input[name=epoch]"), page.locator(".film canvas")
+        shown, strips = [], []
+        for epoch in (0, 1, n_epochs - 1):
+            slider.fill(str(epoch))
+            assert page.locator(".film output").text_content() == f"{epoch}: −ELBO {film['neg_elbo'][epoch]:.1f}"
+            strips.append(torch.tensor(canvas.evaluate(PIXELS.replace("0, 0, 28, 28", "0, 0, 280, 84"))))
+            top = 504 * epoch + 420
+            expected = np.asarray(image.convert("L").crop((0, top, 280, top + 84))).astype(int)
+            assert (strips[-1] - torch.tensor(expected).flatten()).abs().max() <= 4
+            shown.append(page.locator(".pad canvas").evaluate("c => c.toDataURL()"))
+        assert len(set(shown)) == 3
+        assert page.locator(".pad text.name").first.is_hidden()
+        rebuilt, originals = strips[-1].float().reshape(3, 28, 10, 28)[1:]
+        assert torch.corrcoef(torch.stack([rebuilt.flatten(), originals.flatten()]))[0, 1] > 0.7
+        mouse_path(page, ".pad", (0.5, 0.5))
+        assert page.locator(".film").get_attribute("open") is None
+        assert page.locator(".pad text.name").first.is_visible()
+
+
+@pytest.fixture(scope="module")
+def twenty():
+    """The shipped model of twenty dimensions."""
+    return shipped_model("conv_20d")[0].requires_grad_(False)
+
+
+def test_twenty_dimensions_have_a_slider_for_each_active_coordinate_and_decode_as_torch(
+    browser, twenty, mnist_test, tmp_path
+):
+    x, y = mnist_test.x[:N_IMAGES], mnist_test.y[:N_IMAGES]
+    mu, logvar = twenty.encode(x)
+    kl = kl_per_dim(mu, logvar).mean(dim=0)
+    order = [j for j in kl.argsort(descending=True).tolist() if active_units(mu)[j]]
+    with page_of(LatentExplorer(twenty, x, y).to_html(tmp_path / "twenty.html"), browser) as page:
+        sliders = page.locator(".sliders input")
+        assert sliders.evaluate_all("all => all.map(e => e.name)") == [f"z{j + 1}" for j in order]
+        assert page.locator(".nats").all_text_contents() == [f"{kl[j]:.2f} nats" for j in order]
+        assert page.locator(".pad, .inset, .film, .gap").count() == 0
+        first = y.tolist().index(0)
+        z = mu[first].clone()  # it begins at the mean of the first 0
+        assert_shows(page, twenty, z)
+        for j, value in zip(order[:3], (1.5, -2.0, 0.25), strict=True):
+            z[j] = value
+            page.locator(f"input[name=z{j + 1}]").fill(str(value))
+            assert_shows(page, twenty, z)
+        recon = float(page.locator(".recon td").nth(0).text_content())
+        assert recon == pytest.approx(-float(twenty.log_likelihood(x[first : first + 1], z[None])), abs=0.05)
+        near = (mu - z).norm(dim=1).argsort()[:8]
+        assert page.locator(".near span").all_text_contents() == [str(int(y[i])) for i in near]
+        page.locator(".ready").nth(7).click()
+        seven = y.tolist().index(7)
+        of_x = kl_per_dim(mu, logvar)[seven].sum()
+        assert float(page.locator(".kl td").nth(0).text_content()) == pytest.approx(float(of_x), abs=0.05)
+        before = grey(page)
+        page.get_by_role("button", name="z from the prior").click()
+        assert not torch.equal(before, grey(page))
+        drawn = torch.tensor(sliders.evaluate_all("all => all.map(e => e.valueAsNumber)"))
+        assert 0.4 < drawn.std() < 1.8
 
 
 def test_samples_are_drawn_from_the_pixel_probabilities(page, vaes):

@@ -165,8 +165,8 @@ def test_beyond_a_plane_the_active_coordinates_travel_by_their_kl_and_the_walks_
     model, (x, y) = build(latent_dim=6), images
     silent = [1, 4]
     for rows in (silent, [j + 6 for j in silent]):  # of mu and of logvar
-        nn.init.zeros_(model.encoder[-1].weight[rows])
-        nn.init.zeros_(model.encoder[-1].bias[rows])
+        model.encoder[-1].weight[rows] = 0
+        model.encoder[-1].bias[rows] = 0
     model.encoder[-1].weight[:6] *= 20
     shown = LatentExplorer(model, x, y)
     kl = kl_per_dim(*model.encode(x)).mean(dim=0)
@@ -274,6 +274,7 @@ def encoder(*layers):
         ({"z": (0.0,)}, "z must be two numbers"),
         ({"walks": {"far": torch.full((2, 2), 9.0)}}, r"walk 'far' must be two points or more, \(n, 2\), within 4\.0"),
         ({"walks": {"flat": torch.zeros(4)}}, r"walk 'flat' .* got tensor\(\[0"),
+        ({"film": {"codes": np.zeros((3, 19, 2))}}, r"film must hold codes \(n, 20, 2\) of a plane, got \(3, 19, 2\)"),
         ({"poster": b"GIF89a"}, "must be the bytes of a PNG image"),
     ],
 )

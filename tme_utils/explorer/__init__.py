@@ -16,6 +16,7 @@ from typing import Any
 
 import anywidget
 import ipywidgets
+import numpy as np
 import torch
 import traitlets
 from torch import Tensor, nn
@@ -25,7 +26,14 @@ from tme_utils.metrics import active_units, posterior_parameters
 from tme_utils.vae import VAE, Bernoulli, check_images, elbo_terms, kl_per_dim
 
 FRONT_END = Path(__file__).parent
-MODULES = ("networks.js", "quadrature.js", "drawing.js", "plane.js", "explorer.js")  # each needs those before it
+MODULES = (
+    "networks.js",
+    "quadrature.js",
+    "drawing.js",
+    "plane.js",
+    "film.js",
+    "explorer.js",
+)  # each needs those before it
 STEP = 0.01
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # A step in the encoder moves the mean of q(z|x), and a few images stand where recon is steep.
@@ -56,6 +64,9 @@ class FrontEnd(anywidget.AnyWidget):
     coordinates: traitlets.List[Any] = traitlets.List().tag(sync=True)
     walks = traitlets.Dict().tag(sync=True)
     limit = traitlets.Float().tag(sync=True)
+    film = traitlets.Dict().tag(sync=True)
+    film_codes = traitlets.Bytes().tag(sync=True)
+    film_picture = traitlets.Bytes().tag(sync=True)
     z1 = traitlets.Float().tag(sync=True)
     z2 = traitlets.Float().tag(sync=True)
     own_sliders = traitlets.Bool(False).tag(sync=True)
@@ -76,6 +87,7 @@ class LatentExplorer:
         z: the point of a plane where the walk begins: two numbers, in a tuple, an array or a tensor.
         poster: a PNG image that stands where no widget can run, such as on GitHub, or in a page without JavaScript.
         walks: paths (n, latent_dim) by name, each a button that plays it; between the classes if none are given.
+        film: what ``python -m tools.epochs`` recorded of a training whose plane this is, with codes of these images.
 
     Attributes:
         z1, z2: the sliders of a plane; ``z1.value`` follows the front end and moves it.
@@ -90,6 +102,7 @@ class LatentExplorer:
         z: Iterable[float] | Tensor = (0.0, 0.0),
         poster: bytes | None = None,
         walks: Mapping[str, Tensor] | None = None,
+        film: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Check everything, then make the widgets; they appear when the explorer is displayed."""
         networks, weights = pack_networks(model)
@@ -114,7 +127,16 @@ class LatentExplorer:
                 raise ValueError(f"walk {name!r} must be two points or more, {size}, within {limit}, got {path}")
 
         kl, is_plane = kl_per_dim(*posterior).mean(dim=0), model.latent_dim == 2
-        shown = range(2) if is_plane else [j for j in kl.argsort(descending=True).tolist() if active_units(mu)[j]]
+        shown = [0, 1] if is_plane else [j for j in kl.argsort(descending=True).tolist() if active_units(mu)[j]]
+        shot = {}
+        if film is not None:
+            if film["codes"].shape[1:] != mu.shape or not is_plane:
+                raise ValueError(f"film must hold codes (n, {len(x)}, 2) of a plane, got {film['codes'].shape}")
+            shot = {
+                "film": {name: film[name].tolist() for name in ("neg_elbo", "extent")},
+                "film_codes": zlib.compress(film["codes"].astype("<i2").tobytes(), 9),
+                "film_picture": film["picture"].tobytes(),
+            }
         self._name = f"LatentExplorer({model.config.get('architecture', 'VAE')}, {len(x):,} images)"
         self._poster = poster
         self._front_end = FrontEnd(
@@ -131,6 +153,7 @@ class LatentExplorer:
             limit=limit,
             z1=z[0],
             z2=z[1],
+            **shot,
         )
         self.widget = ipywidgets.VBox([self._front_end])
         self._sliders: dict[str, ipywidgets.FloatSlider] = {}

@@ -4,9 +4,11 @@
 // The model's traits: `networks` (layers of encoder and decoder) with their `weights`; `images` with their `labels`
 // and means `mu`; the `hearts` of the classes; `quantiles` of each term of the loss over the images; `walks` as lists
 // of codes; `limit`, how far each coordinate reaches; `coordinates` that have a slider, as [index, KL]; `view`, the
-// elements as HTML; in a plane the point (`z1`, `z2`); and `own_sliders`, true where no Jupyter sliders stand beside it.
+// elements as HTML; in a plane the point (`z1`, `z2`) and the `film`, see there; and `own_sliders`, true where no
+// Jupyter sliders stand beside it.
 
 import { clamp, likeMnist, makeSketch, onDrag, onKeys, PEN } from "./drawing.js";
+import { showFilm } from "./film.js";
 import { decode, encode, inflate, klPerDim, loadNetworks } from "./networks.js";
 import { N_PIXELS, pixelCosts, SIDE, sigmoid, total } from "./networks.js";
 import { N_STD, nearest, Plane, setAttributes, svg } from "./plane.js";
@@ -127,7 +129,7 @@ async function render({ model, el }) {
     append(find(".sliders"), coordinates.map((one) => slider(one, limit, isPlane)).join(""));
   }
   for (const canvas of findAll(".digit")) Object.assign(canvas, { width: SIDE, height: SIDE });
-  const sliders = findAll(".slider input");
+  const sliders = findAll(".sliders input");
   const bars = Object.entries(quantiles).map(([name, values]) => drawBar(find(`.${name} svg`), values));
   const cells = Object.keys(quantiles).map((name) => findAll(`.${name} > td`));
 
@@ -289,6 +291,7 @@ async function render({ model, el }) {
 
   function stop() {
     cancelAnimationFrame(walk);
+    find(".film[open]")?.removeAttribute("open"); // the plane as it is now
     findAll(".walks [aria-pressed=true]").forEach((button) => button.setAttribute("aria-pressed", "false"));
   }
 
@@ -319,6 +322,9 @@ async function render({ model, el }) {
   if (isPlane) {
     const data = { mu, labels, hearts, limit };
     planes.push(new Plane(find(".pad"), data), new Plane(find(".inset"), data, { isInset: true }));
+    const film = model.get("film");
+    if (film.extent) await showFilm(find(".film"), planes[0], film, model.get("film_codes"), model.get("film_picture"));
+    else find(".film").remove();
     steer(planes[0], find(".pad"), { point, goTo, chooseTestImage });
     find(".enlarge").addEventListener("click", () => planes[0].zoom(2));
     find(".reduce").addEventListener("click", () => planes[0].zoom(0.5));

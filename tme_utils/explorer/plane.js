@@ -60,7 +60,7 @@ export function placeLabels(labels) {
 export class Plane {
   /** `data`: means `mu` of the images, their `labels`, `hearts` as [label, z1, z2], and the half-width `limit`. */
   constructor(element, data, { isInset = false } = {}) {
-    Object.assign(this, data, { isInset, canvas: element.querySelector("canvas"), z: [0, 0] });
+    Object.assign(this, data, { isInset, canvas: element.querySelector("canvas"), z: [0, 0], past: null });
     [this.still, this.moving] = element.querySelectorAll("svg");
     this.window = svg("rect", { class: "window", visibility: "hidden" });
     this.point = svg("g", { class: "point" });
@@ -105,12 +105,26 @@ export class Plane {
     this.show(clamp(x, -free, free), clamp(y, -free, free), half);
   }
 
+  /** Show what the plane was at an epoch of the training, or, without a `past`, what it is. */
+  showPast(past) {
+    this.past = past;
+    this.canvas.parentElement.classList.toggle("past", past !== null);
+    this.drawDots();
+  }
+
   drawDots() {
-    const { canvas, mu, labels, limit, view } = this;
+    const { canvas, labels, limit, view, past } = this;
+    const mu = past?.mu ?? this.mu;
     const context = canvas.getContext("2d");
     const scale = canvas.width / UNITS;
     context.clearRect(0, 0, canvas.width, canvas.height);
     context.globalAlpha = 0.6;
+    if (past) {
+      const corner = this.toUnits(-past.extent, past.extent).map((value) => value * scale);
+      const side = (canvas.width * past.extent) / view.half;
+      context.drawImage(past.image, ...past.place, ...corner, side, side);
+      context.globalAlpha = 0.8;
+    }
     const radius = scale * (this.isInset ? 9 : Math.min(2 * Math.sqrt(limit / view.half), 6));
     labels.forEach((label, i) => {
       // in the file's order, so that no class covers all the others

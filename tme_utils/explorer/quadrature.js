@@ -3,10 +3,10 @@
 
 import { decode, klPerDim, pixelCosts, total } from "./networks.js";
 
-const WIDTH = 0.25; // of a square at first, and what lies beyond the farthest image
+const WIDTH = 0.2; // of a square at first, and what lies beyond the farthest image
 const SPLITS = 6; // a square is split in four as often as this
-const LEAST = 8; // nats below the whole, from which on the smallest squares are not split
-const HIDDEN = 120; // how much more a first square may hide, whose middle lies beside a peak; a quarter for one in four
+const LEAST = 7; // nats below the whole, from which on the smallest squares are not split
+const HIDDEN = 60; // how much more a first square may hide, whose middle lies beside a peak; a quarter for one in four
 const CONVERGED = 0.02; // nats that the last split may change
 const CORNERS = [[-1, -1], [-1, 1], [1, -1], [1, 1]];
 const NODES = Array.from({ length: 9 }, (_, k) => k - 4); // of ε along each axis
