@@ -43,12 +43,12 @@ def settled(page):
 
 def grey(page, name="large"):
     """What a digit's canvas shows: 784 grey levels, 255 for paper."""
-    return torch.tensor(settled(page).locator(f".tme-explorer .{name}").evaluate(PIXELS))
+    return torch.tensor(settled(page).locator(f".tme-explorer .{name}").first.evaluate(PIXELS))
 
 
 def assert_shows(page, model, z, name="large", within=1):
     """The canvas shows what torch decodes from z, within so many grey levels."""
-    probs = model.decode(torch.tensor(z, dtype=torch.float32)).sigmoid().flatten()
+    probs = model.decode(torch.as_tensor(z, dtype=torch.float32)).sigmoid().flatten()
     assert (grey(page, name) - (255 - (255 * probs).round())).abs().max() <= within
 
 
@@ -246,6 +246,25 @@ def test_mouse_and_finger_move_the_point_z1_to_the_right_and_z2_up(page, vaes):
     box = page.locator(".pad").bounding_box()
     page.touchscreen.tap(box["x"] + 0.25 * box["width"], box["y"] + 0.5 * box["height"])
     assert point(page) == pytest.approx((-limit / 2, 0), abs=0.03)
+
+
+def test_two_fingers_enlarge_the_plane_and_leave_the_point(page):
+    before, radius = point(page), page.locator(".pad circle.prior").first
+    small = float(radius.get_attribute("r"))
+    page.locator(".pad").evaluate(
+        """(pad) => {
+          const send = (type, pointerId, clientX) => {
+            const finger = { pointerId, clientX, clientY: 300, pointerType: "touch", isPrimary: false };
+            pad.dispatchEvent(new PointerEvent(type, finger));
+          };
+          for (const [id, x] of [[7, 200], [8, 250]]) send("pointerdown", id, x);
+          send("pointermove", 8, 350);
+          for (const id of [7, 8]) send("pointerup", id, 350);
+          send("pointermove", 8, 900);
+        }"""
+    )
+    assert float(radius.get_attribute("r")) == pytest.approx(3 * small)
+    assert point(page) == before
 
 
 def test_a_second_finger_changes_nothing(page):
@@ -703,7 +722,7 @@ def test_notebook_05_runs_in_jupyterlab_and_both_its_explorers_are_alive(browser
     shutil.copy(paths.ROOT / "notebooks" / "05_latent_exploration.ipynb", tmp_path)
     with jupyter_lab(tmp_path) as address, opened(browser) as page:
         explorer = run_all(page, address, "05_latent_exploration.ipynb")
-        assert explorer.locator("input[type=range]").count() == 0  # Jupyter's sliders stand above
+        assert explorer.locator(".sliders input").count() == 0  # Jupyter's sliders stand above
         handles = page.locator(".noUi-handle")  # two sliders of the kernel's version, then two of the browser's
         assert handles.count() == 4
 

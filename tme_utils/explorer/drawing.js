@@ -81,6 +81,26 @@ export function onDrag(element, at, clicked = () => {}) {
   });
 }
 
+const gapOf = ([a, b]) => Math.hypot(a.clientX - b.clientX, a.clientY - b.clientY);
+
+/** Call `pinched(factor)` while two fingers on the element move; returns what tells whether there are two. */
+export function onPinch(element, pinched) {
+  const fingers = new Map();
+  element.addEventListener("pointerdown", (event) => {
+    if (event.pointerType === "touch") fingers.set(event.pointerId, event);
+  });
+  element.addEventListener("pointermove", (event) => {
+    if (!fingers.has(event.pointerId)) return;
+    const before = [...fingers.values()];
+    fingers.set(event.pointerId, event);
+    if (fingers.size === 2) pinched(gapOf([...fingers.values()]) / gapOf(before));
+  });
+  for (const end of ["pointerup", "pointercancel"]) {
+    element.addEventListener(end, ({ pointerId }) => fingers.delete(pointerId));
+  }
+  return () => fingers.size > 1;
+}
+
 /** Call `move(dx, dy, event)` for the arrow keys, y upwards, and the other keys' own actions. */
 export function onKeys(element, move, actions) {
   const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowDown: [0, -1], ArrowUp: [0, 1] };

@@ -7,7 +7,7 @@
 // elements as HTML; in a plane the point (`z1`, `z2`) and the `film`, see there; and `own_sliders`, true where no
 // Jupyter sliders stand beside it.
 
-import { clamp, likeMnist, makeSketch, onDrag, onKeys, PEN } from "./drawing.js";
+import { clamp, likeMnist, makeSketch, onDrag, onKeys, onPinch, PEN } from "./drawing.js";
 import { showFilm } from "./film.js";
 import { decode, encode, inflate, klPerDim, loadNetworks } from "./networks.js";
 import { N_PIXELS, pixelCosts, SIDE, sigmoid, total } from "./networks.js";
@@ -388,7 +388,8 @@ function steer(map, pad, { point, goTo, chooseTestImage }) {
     goTo([toStep(z1 + size * dx), toStep(z2 + size * dy)]);
   };
   const zoom = (factor) => () => map.zoom(factor);
-  onDrag(pad, (x, y) => goTo(map.toPlane(x, y).map(toStep)), pick);
+  const isPinched = onPinch(pad, (factor) => map.zoom(factor));
+  onDrag(pad, (x, y) => isPinched() || goTo(map.toPlane(x, y).map(toStep)), pick);
   onKeys(pad, step, { Home: () => goTo([0, 0]), "+": zoom(2), "=": zoom(2), "-": zoom(0.5) });
   const onWheel = (event) => {
     if (!event.ctrlKey && document.activeElement !== pad) return; // the page scrolls past a plane without the focus

@@ -122,6 +122,10 @@ export class Plane {
     if (past) {
       const corner = this.toUnits(-past.extent, past.extent).map((value) => value * scale);
       const side = (canvas.width * past.extent) / view.half;
+      context.fillStyle = "white"; // paper in every theme
+      context.globalAlpha = 1;
+      context.fillRect(...corner, side, side);
+      context.globalAlpha = 0.6;
       context.drawImage(past.image, ...past.place, ...corner, side, side);
       context.globalAlpha = 0.8;
     }
