@@ -2,7 +2,7 @@
 
 import { N_PIXELS, SIDE } from "./networks.js";
 
-export const PEN = 2.8; // thickness of MNIST's lines in pixels: median over the test ones, from their ink and their length
+export const PEN = 2.8; // thickness of MNIST's lines in pixels: median over the test ones, from their ink and length
 const BOX = 20; // MNIST's digits fit into 20 by 20 pixels
 const CENTRE = 14.5; // and have their centre of mass in the middle of pixel 14, counted from 0
 
@@ -113,7 +113,7 @@ export function onKeys(element, move, actions) {
   });
 }
 
-/** Let the reader draw on a canvas, by pointer or keys; `changed(strokes, isNew)` hears of it. Returns what clears it. */
+/** Let the reader draw on a canvas, by pointer or keys; `changed(strokes, isNew)` hears of it. Returns what clears. */
 export function makeSketch(canvas, changed) {
   const size = canvas.width;
   const context = canvas.getContext("2d");

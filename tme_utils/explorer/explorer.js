@@ -16,7 +16,7 @@ import { averageElbo, firstSquares, logLikelihood } from "./quadrature.js";
 
 const STEP = 0.01; // of the sliders
 const N_NEAREST = 8;
-const FAR = 2.6; // beyond the root of the dimension: of thousands of draws of q(z|x) one lies so far from its mean, in σ
+const FAR = 2.6; // σ beyond the root of the dimension: of thousands of draws of q(z|x) one lies so far from μ
 const PLAY = 6000; // milliseconds of a walk
 const HOTTEST = 3; // nats of a pixel, from which on the heat is full
 const REST = 300; // milliseconds after a move, before the quadrature goes on
@@ -29,28 +29,27 @@ const TERMS = {
   neg_elbo: '−ELBO<span class="exact"> = KL + recon</span>',
 };
 
-/** Show one colour, red, green and blue, for each of an image's values. */
+/** Show a colour for each of an image's values: a number with red in its lowest byte, then green, blue and alpha. */
 function paint(canvas, values, colour) {
   const context = canvas.getContext("2d", { willReadFrequently: true }); // so few pixels are quicker in memory
   const image = context.createImageData(SIDE, SIDE);
-  image.data.fill(255);
-  values.forEach((value, i) => image.data.set(colour(value), 4 * i));
+  const pixels = new Uint32Array(image.data.buffer);
+  for (let i = 0; i < pixels.length; i++) pixels[i] = colour(values[i]);
   context.putImageData(image, 0, 0);
 }
 
-/** Pixel values in [0, 1] as ink on paper, and costs of pixels in nats from white to a dark red. */
-function ink(value) {
-  const grey = 255 - Math.round(255 * value);
-  return [grey, grey, grey];
-}
-function heat(cost) {
+/** Pixel values in [0, 1] as ink on paper. */
+const ink = (value) => 0xff000000 + 0x010101 * (255 - Math.round(255 * value));
+
+/** Costs of pixels in nats, from white to a dark red. */
+const heat = (cost) => {
   const share = Math.min(cost / HOTTEST, 1);
-  return [255 - 105 * share, 255 * (1 - share), 255 * (1 - share)];
-}
+  return 0xff000000 + 0x010100 * Math.round(255 * (1 - share)) + Math.round(255 - 105 * share);
+};
 
 const normal = () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
 
-const signed = (value, decimals = 2) => value.toFixed(decimals).replace("-", "−");
+const signed = (value, decimals = 2) => value.toFixed(decimals).replace(/^-(?=.*[1-9])/, "−").replace("-", "");
 
 const pair = (values, decimals) => `(${values.map((value) => signed(value, decimals)).join(", ")})`;
 
@@ -73,7 +72,8 @@ function drawBar(bar, quantiles) {
   const box = (from, to, y, height) =>
     svg("rect", { x: place(at(from)), width: place(at(to)) - place(at(from)), y, height });
   const mark = svg("line", { class: "mark", y1: 0, y2: 16 });
-  bar.append(svg("line", { class: "base", x1: 2, x2: 118, y1: 8, y2: 8 }), box(0.05, 0.95, 5, 6), box(0.25, 0.75, 2, 12));
+  bar.append(svg("line", { class: "base", x1: 2, x2: 118, y1: 8, y2: 8 }));
+  bar.append(box(0.05, 0.95, 5, 6), box(0.25, 0.75, 2, 12));
   bar.append(svg("line", { class: "median", x1: place(at(0.5)), x2: place(at(0.5)), y1: 2, y2: 14 }), mark);
   return (value) => {
     mark.setAttribute("visibility", value === null ? "hidden" : "visible");
@@ -89,8 +89,9 @@ const append = (parent, html) => parent.insertAdjacentHTML("beforeend", html);
 const thumbnail = (name) => `<button type="button" class="thumbnail ${name}">
   <canvas class="digit" aria-hidden="true"></canvas><span></span></button>`;
 
-const slider = ([j, nats], limit, isPlane) => `<label class="slider"><span class="coordinate">${nameOf(j)}</span><span class="track">
-  <input type="range" name="z${j + 1}" min="${-limit}" max="${limit}" step="${STEP}"></span><output></output>
+const slider = ([j, nats], limit, isPlane) => `<label class="slider"><span class="coordinate">${nameOf(j)}</span>
+  <span class="track"><input type="range" name="z${j + 1}" min="${-limit}" max="${limit}" step="${STEP}"></span>
+  <output></output>
   ${isPlane ? "" : `<span class="nats">${nats.toFixed(2)} nats</span>`}</label>`;
 
 const term = (name) => `<tr class="${name}"><th scope="row">${TERMS[name]}</th><td></td><td>
@@ -179,8 +180,9 @@ async function render({ model, el }) {
       input.value = z[input.name.slice(1) - 1];
       input.parentElement.nextElementSibling.textContent = signed(input.valueAsNumber);
     }
-    find(".where").textContent = isPlane ? placeInPrior(z) : `‖z‖ = ${Math.hypot(...z).toFixed(2)}; draws of the prior
-      have about ${Math.sqrt(latentDim).toFixed(1)}.`;
+    const [length, usual] = [Math.hypot(...z), Math.sqrt(latentDim)].map((value) => value.toFixed(1));
+    const inPrior = isPlane ? placeInPrior(z) : `‖z‖ = ${length}; draws of the prior have about ${usual}.`;
+    find(".where").textContent = inPrior;
     const costs = showLoss(z, logits);
     clearTimeout(speech); // a screen reader hears where a move ends, not every step
     speech = setTimeout(() => {
@@ -406,10 +408,10 @@ const placeInPrior = (z) => {
 };
 
 /** The model of a page without Jupyter: the traits as they are, and whoever listens to them. */
-export class PageModel {
+export class PageModel extends EventTarget {
   constructor(traits) {
+    super();
     this.traits = traits;
-    this.listeners = new Map();
   }
   get(name) {
     return this.traits[name];
@@ -417,13 +419,10 @@ export class PageModel {
   set(name, value) {
     const isNew = this.traits[name] !== value;
     this.traits[name] = value;
-    if (isNew) for (const listener of this.listeners.get(`change:${name}`) ?? []) listener();
+    if (isNew) this.dispatchEvent(new Event(`change:${name}`));
   }
   on(event, listener) {
-    this.listeners.set(event, [...(this.listeners.get(event) ?? []), listener]);
-  }
-  off(event, listener) {
-    this.listeners.set(event, (this.listeners.get(event) ?? []).filter((other) => other !== listener));
+    this.addEventListener(event, listener);
   }
   save_changes() {} // there is nobody to tell
 }

@@ -48,7 +48,7 @@ export function placeLabels(labels) {
     const half = [0.33 * label.size * Math.max(label.text.length, 1.4), 0.66 * label.size];
     const isInside = (at) => at.every((value, axis) => value >= half[axis] && value <= UNITS - half[axis]);
     const isFree = (at) =>
-      taken.every((other) => at.some((value, axis) => Math.abs(value - other.at[axis]) >= half[axis] + other.half[axis]));
+      taken.every((other) => at.some((value, j) => Math.abs(value - other.at[j]) >= half[j] + other.half[j]));
     const at = places.find((place) => isInside(place) && isFree(place));
     if (at === undefined) return [];
     taken.push({ at, half });
@@ -177,7 +177,10 @@ export class Plane {
       note("z₂ ↑", [[edgeU + 20, 11]]),
       ...circles,
       ...ticks[0].map((value) => note(number(value), [[this.toUnits(value, 0)[0], edgeV + 13]])),
-      ...ticks[1].map((value) => note(number(value), [[edgeU + 6 + 5 * number(value).length, this.toUnits(0, value)[1]]])),
+      ...ticks[1].map((value) => {
+        const text = number(value);
+        return note(text, [[edgeU + 6 + 5 * text.length, this.toUnits(0, value)[1]]]);
+      }),
     ]);
     this.still.replaceChildren(
       svg("line", { class: "axis", x1: 0, x2: UNITS, y1: v0, y2: v0 }),
