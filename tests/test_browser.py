@@ -1,13 +1,18 @@
 """The explorer in a real browser: the front end against torch, the page from a file, and notebook 05 in JupyterLab."""
 
+import io
 import itertools
 import math
 import re
 import shutil
+import zlib
+from base64 import b64encode
 from contextlib import closing, contextmanager
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from benchmarks.browser import PIXELS, jupyter_lab, run_all, write_notebook
@@ -15,7 +20,8 @@ from benchmarks.explorer import MODELS, differences
 from conftest import opened
 from tme_utils import paths
 from tme_utils.checkpoints import shipped_model
-from tme_utils.explorer import LatentExplorer, find_hearts
+from tme_utils.explorer import LatentExplorer, find_hearts, front_end_script, pack_networks
+from tme_utils.metrics import active_units, exact_log_likelihood_2d, gaussian_elbo_2d
 from tme_utils.training import seeded
 from tme_utils.vae import IMAGE_SHAPE, VAE, kl_per_dim
 
@@ -37,12 +43,12 @@ def settled(page):
 
 def grey(page, name="large"):
     """What a digit's canvas shows: 784 grey levels, 255 for paper."""
-    return torch.tensor(settled(page).locator(f".tme-explorer .{name}").evaluate(PIXELS))
+    return torch.tensor(settled(page).locator(f".tme-explorer .{name}").first.evaluate(PIXELS))
 
 
 def assert_shows(page, model, z, name="large", within=1):
     """The canvas shows what torch decodes from z, within so many grey levels."""
-    probs = model.decode(torch.tensor(z, dtype=torch.float32)).sigmoid().flatten()
+    probs = model.decode(torch.as_tensor(z, dtype=torch.float32)).sigmoid().flatten()
     assert (grey(page, name) - (255 - (255 * probs).round())).abs().max() <= within
 
 
@@ -242,6 +248,25 @@ def test_mouse_and_finger_move_the_point_z1_to_the_right_and_z2_up(page, vaes):
     assert point(page) == pytest.approx((-limit / 2, 0), abs=0.03)
 
 
+def test_two_fingers_enlarge_the_plane_and_leave_the_point(page):
+    before, radius = point(page), page.locator(".pad circle.prior").first
+    small = float(radius.get_attribute("r"))
+    page.locator(".pad").evaluate(
+        """(pad) => {
+          const send = (type, pointerId, clientX) => {
+            const finger = { pointerId, clientX, clientY: 300, pointerType: "touch", isPrimary: false };
+            pad.dispatchEvent(new PointerEvent(type, finger));
+          };
+          for (const [id, x] of [[7, 200], [8, 250]]) send("pointerdown", id, x);
+          send("pointermove", 8, 350);
+          for (const id of [7, 8]) send("pointerup", id, 350);
+          send("pointermove", 8, 900);
+        }"""
+    )
+    assert float(radius.get_attribute("r")) == pytest.approx(3 * small)
+    assert point(page) == before
+
+
 def test_a_second_finger_changes_nothing(page):
     before = marker(page)
     for name, extra in [("pad", 0.2), ("sketch", 0.3)]:
@@ -338,7 +363,7 @@ def test_a_walk_plays_from_its_start_to_its_end_and_a_hand_ends_it(page):
 
 def numbers(page):
     """KL of both coordinates, recon and the negative ELBO as shown; mu, std, z and eps."""
-    shown = settled(page).locator("tbody tr td:nth-child(2)").all_text_contents()
+    shown = settled(page).locator("tbody:first-of-type td:nth-child(2)").all_text_contents()
     text = page.locator(".numbers").text_content().replace("−", "-")
     pairs = [tuple(map(float, found)) for found in re.findall(r"\((-?[\d.]+), (-?[\d.]+)\)", text)]
     return [None if value == "–" else float(value.replace("−", "-")) for value in shown], pairs
@@ -369,6 +394,62 @@ def test_the_loss_of_a_chosen_image_is_torchs_and_noise_is_drawn_anew(page, vaes
     assert len(draws.unique(dim=0)) == 30
     assert draws.mean(0).abs().max() < 4 / 30**0.5
     assert 0.5 < draws.std(0).min() < draws.std(0).max() < 1.6
+
+
+QUADRATURE = """async ({ source, networks, weights, x }) => {
+  const module = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+  const bytes = Uint8Array.from(atob(weights), (character) => character.charCodeAt(0));
+  const loaded = await module.loadNetworks(networks, new DataView(bytes.buffer));
+  const finish = (work) => {
+    for (;;) {
+      const { done, value } = work.next();
+      if (done) return value;
+    }
+  };
+  const first = finish(module.firstSquares(loaded, 4.5));
+  return x.map((pixels) => {
+    const image = Float32Array.from(pixels);
+    const q = module.encode(loaded, image);
+    return [module.logLikelihood(loaded, first, image, q), module.averageElbo(loaded, image, q)].map(finish);
+  });
+}"""
+
+
+@torch.no_grad()
+def test_log_p_and_the_averaged_elbo_are_those_of_torchs_quadrature(browser, vaes, mnist_test):
+    networks, weights = pack_networks(vaes["mlp"])
+    arguments = {
+        "source": front_end_script(),
+        "networks": networks,
+        "weights": b64encode(zlib.compress(weights)).decode(),
+        "x": mnist_test.x[:20].flatten(1).tolist(),
+    }
+    with opened(browser) as page:
+        found = torch.tensor(page.evaluate(QUADRATURE, arguments))
+    model, x = shipped_model("mlp_2d")[0].double(), mnist_test.x[:20].double()
+    mu, logvar = model.encode(x)
+    log_p = exact_log_likelihood_2d(model, x, tolerance=1e-3).log_likelihood
+    off = torch.stack([found[:, 0] - log_p, found[:, 1] - gaussian_elbo_2d(model, x, mu, logvar.exp().diag_embed())])
+    assert log_p.std() > 10  # there is something to get wrong
+    assert off.abs().max() < 0.1, off
+    assert off.abs().median(dim=1).values.max() < 0.05
+
+
+def test_log_p_and_the_gap_of_a_chosen_image_appear_while_the_hand_rests(page, vaes):
+    def shown():
+        return page.locator(":is(.neg_log_p, .gap) td:nth-child(2)").all_text_contents()
+
+    page.locator(".ready").nth(1).click()
+    assert shown() == ["…", "…"]
+    page.wait_for_function("!document.querySelector('.gap td').textContent.includes('…')")
+    x = as_encoded(page)
+    neg_log_p, gap = map(float, shown())
+    model = shipped_model("mlp_2d")[0].double().requires_grad_(False)
+    mu, logvar = model.encode(x.double())
+    assert neg_log_p == pytest.approx(-float(exact_log_likelihood_2d(model, x.double(), tolerance=1e-3)[0]), abs=0.1)
+    elbo = float(gaussian_elbo_2d(model, x.double(), mu, logvar.exp().diag_embed()))
+    assert neg_log_p + gap == pytest.approx(-elbo, abs=0.05)
+    assert gap > 0
 
 
 def test_a_point_that_the_posterior_does_not_draw_has_no_elbo(page, vaes, mnist_test):
@@ -404,6 +485,74 @@ def test_a_dot_that_is_clicked_and_a_neighbour_go_through_the_model_and_the_heat
     probs = (1 - grey(page) / 255).clamp(0.02, 0.98)
     costs = -(x * probs.log() + (1 - x) * (1 - probs).log())
     assert torch.corrcoef(torch.stack([green.float(), costs.clamp(max=3)]))[0, 1] < -0.98
+
+
+def test_the_film_shows_each_epochs_dots_and_digits_and_a_hand_ends_it(browser, vaes, mnist_test, tmp_path):
+    with np.load(paths.ROOT / "figures" / "05_epochs.npz") as file:
+        film = dict(file)
+    image = Image.open(io.BytesIO(film["picture"].tobytes()))
+    n_epochs = len(film["neg_elbo"])
+    assert image.size == (420, 504 * n_epochs)
+    explorer = LatentExplorer(vaes["mlp"], mnist_test.x[:2000], mnist_test.y[:2000], film=film)
+    with page_of(explorer.to_html(tmp_path / "film.html"), browser) as page:
+        page.locator(".film summary").click()
+        slider, canvas = page.locator("input[name=epoch]"), page.locator(".film canvas")
+        shown, strips = [], []
+        for epoch in (0, 1, n_epochs - 1):
+            slider.fill(str(epoch))
+            assert page.locator(".film output").text_content() == f"{epoch}: −ELBO {film['neg_elbo'][epoch]:.1f}"
+            strips.append(torch.tensor(canvas.evaluate(PIXELS.replace("0, 0, 28, 28", "0, 0, 280, 84"))))
+            top = 504 * epoch + 420
+            expected = np.asarray(image.convert("L").crop((0, top, 280, top + 84))).astype(int)
+            assert (strips[-1] - torch.tensor(expected).flatten()).abs().max() <= 4
+            shown.append(page.locator(".pad canvas").evaluate("c => c.toDataURL()"))
+        assert len(set(shown)) == 3
+        assert page.locator(".pad text.name").first.is_hidden()
+        rebuilt, originals = strips[-1].float().reshape(3, 28, 10, 28)[1:]
+        assert torch.corrcoef(torch.stack([rebuilt.flatten(), originals.flatten()]))[0, 1] > 0.7
+        mouse_path(page, ".pad", (0.5, 0.5))
+        assert page.locator(".film").get_attribute("open") is None
+        assert page.locator(".pad text.name").first.is_visible()
+
+
+@pytest.fixture(scope="module")
+def twenty():
+    """The shipped model of twenty dimensions."""
+    return shipped_model("conv_20d")[0].requires_grad_(False)
+
+
+def test_twenty_dimensions_have_a_slider_for_each_active_coordinate_and_decode_as_torch(
+    browser, twenty, mnist_test, tmp_path
+):
+    x, y = mnist_test.x[:N_IMAGES], mnist_test.y[:N_IMAGES]
+    mu, logvar = twenty.encode(x)
+    kl = kl_per_dim(mu, logvar).mean(dim=0)
+    order = [j for j in kl.argsort(descending=True).tolist() if active_units(mu)[j]]
+    with page_of(LatentExplorer(twenty, x, y).to_html(tmp_path / "twenty.html"), browser) as page:
+        sliders = page.locator(".sliders input")
+        assert sliders.evaluate_all("all => all.map(e => e.name)") == [f"z{j + 1}" for j in order]
+        assert page.locator(".nats").all_text_contents() == [f"{kl[j]:.2f} nats" for j in order]
+        assert page.locator(".pad, .inset, .film, .gap").count() == 0
+        first = y.tolist().index(0)
+        z = mu[first].clone()  # it begins at the mean of the first 0
+        assert_shows(page, twenty, z)
+        for j, value in zip(order[:3], (1.5, -2.0, 0.25), strict=True):
+            z[j] = value
+            page.locator(f"input[name=z{j + 1}]").fill(str(value))
+            assert_shows(page, twenty, z)
+        recon = float(page.locator(".recon td").nth(0).text_content())
+        assert recon == pytest.approx(-float(twenty.log_likelihood(x[first : first + 1], z[None])), abs=0.05)
+        near = (mu - z).norm(dim=1).argsort()[:8]
+        assert page.locator(".near span").all_text_contents() == [str(int(y[i])) for i in near]
+        page.locator(".ready").nth(7).click()
+        seven = y.tolist().index(7)
+        of_x = kl_per_dim(mu, logvar)[seven].sum()
+        assert float(page.locator(".kl td").nth(0).text_content()) == pytest.approx(float(of_x), abs=0.05)
+        before = grey(page)
+        page.get_by_role("button", name="z from the prior").click()
+        assert not torch.equal(before, grey(page))
+        drawn = torch.tensor(sliders.evaluate_all("all => all.map(e => e.valueAsNumber)"))
+        assert 0.4 < drawn.std() < 1.8
 
 
 def test_samples_are_drawn_from_the_pixel_probabilities(page, vaes):
@@ -573,7 +722,7 @@ def test_notebook_05_runs_in_jupyterlab_and_both_its_explorers_are_alive(browser
     shutil.copy(paths.ROOT / "notebooks" / "05_latent_exploration.ipynb", tmp_path)
     with jupyter_lab(tmp_path) as address, opened(browser) as page:
         explorer = run_all(page, address, "05_latent_exploration.ipynb")
-        assert explorer.locator("input[type=range]").count() == 0  # Jupyter's sliders stand above
+        assert explorer.locator(".sliders input").count() == 0  # Jupyter's sliders stand above
         handles = page.locator(".noUi-handle")  # two sliders of the kernel's version, then two of the browser's
         assert handles.count() == 4
 

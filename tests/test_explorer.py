@@ -47,9 +47,9 @@ def vae(*layers, latent_dim=2, likelihood=None, bias=0.0):
     return VAE(encoder, decoder, latent_dim, {"architecture": "test"}, likelihood)
 
 
-def front_end(shown):
-    """The widget that carries what the browser needs."""
-    return shown.widget.children[1]
+def front_end(shown, place=1):
+    """The widget that carries what the browser needs, below the sliders of a plane."""
+    return shown.widget.children[place]
 
 
 def integers(packed):
@@ -161,6 +161,25 @@ def test_the_sliders_and_the_plane_begin_where_asked(to, build, images):
     assert (shown.z1.value, shown.z2.value) == (1.5, -0.5) == (front_end(shown).z1, front_end(shown).z2)
     assert shown.z1.continuous_update
     assert shown.z1.step == explorer.STEP
+
+
+@torch.no_grad()
+def test_beyond_a_plane_the_active_coordinates_travel_by_their_kl_and_the_walks_in_all(build, images):
+    model, (x, y) = build(latent_dim=6), images
+    silent = [1, 4]
+    for rows in (silent, [j + 6 for j in silent]):  # of mu and of logvar
+        model.encoder[-1].weight[rows] = 0
+        model.encoder[-1].bias[rows] = 0
+    model.encoder[-1].weight[:6] *= 20
+    shown = LatentExplorer(model, x, y)
+    kl = kl_per_dim(*model.encode(x)).mean(dim=0)
+    order = [j for j in kl.argsort(descending=True).tolist() if j not in silent]
+    traits = front_end(shown, 0)
+    assert traits.coordinates == [[j, pytest.approx(kl[j].item())] for j in order]
+    assert list(traits.quantiles) == ["kl", "recon", "neg_elbo"]
+    assert traits.own_sliders
+    assert [np.shape(path) for path in traits.walks.values()] == [(2, 6)] * 2
+    assert not hasattr(shown, "z1")
 
 
 def test_the_front_end_has_the_reports_colours_and_every_supported_layer():
@@ -317,7 +336,7 @@ def encoder(*layers):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"model": vae(latent_dim=3)}, r"latent_dim = 2 .* got latent_dim = 3 and Bernoulli"),
+        ({"model": vae(latent_dim=1)}, r"latent_dim >= 2 .* got latent_dim = 1 and Bernoulli"),
         ({"model": vae(likelihood=type("Normal", (Bernoulli,), {})())}, "got latent_dim = 2 and Normal"),
         ({"model": vae(bias=float("nan"))}, r"decoder\.0\.bias holds NaN or infinite values"),
         (
@@ -342,6 +361,7 @@ def encoder(*layers):
         ({"walks": {"far": torch.full((2, 2), 9.0)}}, r"walk 'far' must be two points or more, \(n, 2\), within 4\.0"),
         ({"walks": {"flat": torch.zeros(4)}}, r"walk 'flat' .* got tensor\(\[0"),
         ({"x": np.zeros((20, 1, 28, 28), np.float32)}, "x must be a tensor .* got ndarray"),
+        ({"film": {"codes": np.zeros((3, 19, 2))}}, r"film must hold codes \(n, 20, 2\) of a plane, got \(3, 19, 2\)"),
         ({"poster": b"GIF89a"}, "must be the bytes of a PNG image"),
     ],
 )

@@ -411,7 +411,11 @@ def test_lines_of_equal_value_and_names_of_classes_stand_where_they_are_on_the_p
 
 
 def test_the_poster_marks_the_point_and_shows_its_image(plane, grid):
-    left, right = drawn(plots.poster(*plane, torch.tensor([0.5, -1.25]), grid(1, 1)[0, 0]), "decoded at (0.50, −1.25)")
+    hearts = {label: [0.1 * label, -0.2] for label in range(10)}
+    poster = plots.poster(*plane, torch.tensor([0.5, -1.25]), grid(1, 1)[0, 0], hearts)
+    left, right = drawn(poster, "decoded at (0.50, −1.25)")
+    names = {text.get_text(): text.get_position() for text in left.texts if text.get_text().isdigit()}
+    assert {int(name): list(at) for name, at in names.items()} == {int(n): hearts[int(n)] for n in plane[1].unique()}
     assert points(left, "o") == [[[0.5, -1.25]]]
     across, down, _ = left.get_lines()
     assert (across.get_xdata()[0], down.get_ydata()[0]) == (0.5, -1.25)

@@ -1,6 +1,6 @@
-"""The live latent explorer: the plane, an image's way through the model and its loss, all computed in the browser.
+"""The live latent explorer: the latent space, an image's way through the model and its loss, computed in the browser.
 
-The scripts and ``explorer.css`` beside this file are its front end, in a notebook and in the page alike.
+The scripts, ``view.html`` and ``explorer.css`` beside this file are its front end, in notebook and page alike.
 """
 
 import html
@@ -16,6 +16,7 @@ from typing import Any
 
 import anywidget
 import ipywidgets
+import numpy as np
 import torch
 import torch.nn.functional as F
 import traitlets
@@ -23,11 +24,18 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from tme_utils import paths
-from tme_utils.metrics import posterior_parameters
+from tme_utils.metrics import active_units, posterior_parameters
 from tme_utils.vae import VAE, Bernoulli, check_images, elbo_terms, kl_per_dim
 
 FRONT_END = Path(__file__).parent
-MODULES = ("networks.js", "drawing.js", "plane.js", "explorer.js")  # each needs those before it
+MODULES = (
+    "networks.js",
+    "quadrature.js",
+    "drawing.js",
+    "plane.js",
+    "film.js",
+    "explorer.js",
+)  # each needs those before it
 STEP = 0.01
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # A step in the encoder moves the mean of q(z|x), and a few images stand where recon is steep.
@@ -58,6 +66,7 @@ class FrontEnd(anywidget.AnyWidget):
 
     _esm = front_end_script()
     _css = (FRONT_END / "explorer.css").read_text(encoding="utf-8")  # a path would be watched, its widgets never freed
+    view = traitlets.Unicode((FRONT_END / "view.html").read_text(encoding="utf-8")).tag(sync=True)
     networks = traitlets.Dict().tag(sync=True)
     weights = traitlets.Bytes().tag(sync=True)
     images = traitlets.Bytes().tag(sync=True)
@@ -65,32 +74,38 @@ class FrontEnd(anywidget.AnyWidget):
     mu = traitlets.Bytes().tag(sync=True)
     hearts: traitlets.List[Any] = traitlets.List().tag(sync=True)
     quantiles = traitlets.Dict().tag(sync=True)
+    coordinates: traitlets.List[Any] = traitlets.List().tag(sync=True)
     walks = traitlets.Dict().tag(sync=True)
     limit = traitlets.Float().tag(sync=True)
+    film = traitlets.Dict().tag(sync=True)
+    film_codes = traitlets.Bytes().tag(sync=True)
+    film_picture = traitlets.Bytes().tag(sync=True)
     z1 = traitlets.Float().tag(sync=True)
     z2 = traitlets.Float().tag(sync=True)
     own_sliders = traitlets.Bool(False).tag(sync=True)
 
 
 class LatentExplorer:
-    """Walk through a 2-D latent space: as a cell's last expression it shows the sliders and the plane.
+    """Walk through a latent space: as a cell's last expression it shows the sliders and, of two dimensions, the plane.
 
+    In more dimensions there is a slider for each active coordinate, the one with the largest KL first, and no plane.
     The browser holds the encoder and the decoder, and no step of a walk asks Python. A weight travels as an integer
     times a scale of its row, fine enough that recon stays within 0.05 nats of torch's on the shipped models.
 
     Args:
-        model: a VAE with ``latent_dim`` 2, of the layers of :mod:`tme_utils.vae`.
+        model: a VAE with ``latent_dim`` 2 or more, of the layers of :mod:`tme_utils.vae`.
         x: images (N, 1, 28, 28): the dots of the plane, and the neighbours shown beside the digit. A thousand of them
             take about 0.2 MB of the page.
         y: their labels, integers from 0 to 9, (N,).
-        z: the point where the walk begins: two numbers, in a tuple, an array or a tensor.
+        z: the point of a plane where the walk begins: two numbers, in a tuple, an array or a tensor.
         poster: a PNG image, its bytes or its path, that stands where no widget can run, such as on GitHub, or in a page
             without JavaScript.
-        walks: paths (n, 2) by name, each a button that plays it; three between the classes if none are given.
+        walks: paths (n, latent_dim) by name, each a button that plays it; between the classes if none are given.
+        film: what ``python -m tables.epochs`` recorded of a training whose plane this is, with codes of these images.
 
     Attributes:
-        z1, z2: the sliders; ``z1.value`` follows the front end and moves it.
-        widget: both sliders above the plane, to be placed in another layout.
+        z1, z2: the sliders of a plane; ``z1.value`` follows the front end and moves it.
+        widget: both sliders above the plane, or the front end alone, to be placed in another layout.
     """
 
     def __init__(
@@ -101,6 +116,7 @@ class LatentExplorer:
         z: Iterable[float] | Tensor = (0.0, 0.0),
         poster: bytes | Path | str | None = None,
         walks: Mapping[str, Tensor] | None = None,
+        film: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Check everything, then make the widgets; they appear when the explorer is displayed."""
         pack_networks(model)  # refuses what the front end cannot run, before anything runs it
@@ -116,19 +132,34 @@ class LatentExplorer:
         posterior = posterior_parameters(model, x.to(like))
         mu = posterior[0].float().cpu()
         limit = float(mu.abs().max().mul(1.02).clamp(min=4.0).mul(10).ceil()) / 10
-        axis = torch.linspace(-limit, limit, 11).to(like)
-        check_layers(model, x[:N_CHECKED].to(like), torch.cartesian_prod(axis, axis))
+        codes = limit / 3 * torch.randn(N_CHECKED, model.latent_dim, generator=torch.Generator().manual_seed(0))
+        check_layers(model, x[:N_CHECKED].to(like), codes.to(like))
         networks, weights = pack_networks(model)  # only now: hooks may make weights anew when a model runs
         z = tuple(float(value) for value in z)  # the widgets take no number of numpy or torch
         if len(z) != 2 or not all(abs(value) <= limit for value in z):
             raise ValueError(f"z must be two numbers between {-limit} and {limit}, got {z!r}")
 
         hearts = find_hearts(mu, y.cpu())
-        walks = {name: torch.as_tensor(path) for name, path in (_walks(hearts) if walks is None else walks).items()}
+        walks = {
+            name: torch.as_tensor(path)
+            for name, path in (_walks(hearts, model.latent_dim) if walks is None else walks).items()
+        }
         for name, path in walks.items():
-            if path.shape[1:] != (2,) or len(path) < 2 or not (path.abs() <= limit).all():
-                raise ValueError(f"walk {name!r} must be two points or more, (n, 2), within {limit}, got {path}")
+            if path.shape[1:] != mu.shape[1:] or len(path) < 2 or not (path.abs() <= limit).all():
+                size = f"(n, {model.latent_dim})"
+                raise ValueError(f"walk {name!r} must be two points or more, {size}, within {limit}, got {path}")
 
+        kl, is_plane = kl_per_dim(*posterior).mean(dim=0), model.latent_dim == 2
+        shown = [0, 1] if is_plane else [j for j in kl.argsort(descending=True).tolist() if active_units(mu)[j]]
+        shot = {}
+        if film is not None:
+            if film["codes"].shape[1:] != mu.shape or not is_plane:
+                raise ValueError(f"film must hold codes (n, {len(x)}, 2) of a plane, got {film['codes'].shape}")
+            shot = {
+                "film": {name: film[name].tolist() for name in ("neg_elbo", "extent")},
+                "film_codes": zlib.compress(film["codes"].astype("<i2").tobytes(), 9),
+                "film_picture": film["picture"].tobytes(),
+            }
         self._name = f"LatentExplorer({model.config.get('architecture', 'VAE')}, {len(x):,} images)"
         self._poster = poster
         self._front_end = FrontEnd(
@@ -139,11 +170,19 @@ class LatentExplorer:
             mu=zlib.compress(mu.numpy().astype("<f4").tobytes(), 9),
             hearts=[[label, *heart] for label, heart in hearts.items()],
             quantiles=loss_quantiles(model, x.to(like), *posterior),
+            coordinates=[[j, kl[j].item()] for j in shown],
+            own_sliders=not is_plane,
             walks={name: path.double().mul(1000).round().div(1000).tolist() for name, path in walks.items()},
             limit=limit,
             z1=z[0],
             z2=z[1],
+            **shot,
         )
+        self.widget = ipywidgets.VBox([self._front_end])
+        self._widgets: tuple[ipywidgets.Widget, ...] = (self.widget, self._front_end)
+        self._sliders: dict[str, ipywidgets.FloatSlider] = {}
+        if not is_plane:
+            return
         style, layout = {"description_width": "2em"}, ipywidgets.Layout(width="440px")
         self.z1, self.z2 = (
             ipywidgets.FloatSlider(
@@ -152,10 +191,12 @@ class LatentExplorer:
             for name, value in zip(("z₁", "z₂"), z, strict=True)
         )
         sliders = ipywidgets.HBox([self.z1, self.z2], layout=ipywidgets.Layout(flex_flow="row wrap"))
-        self.widget = ipywidgets.VBox([sliders, self._front_end])
-        linked = [(self.z1, "z1"), (self.z2, "z2")]
-        links = [ipywidgets.jslink((slider, "value"), (self._front_end, name)) for slider, name in linked]
-        self._widgets = (*links, self.widget, sliders, self.z1, self.z2, self._front_end)
+        self.widget.children = (sliders, self._front_end)
+        self._sliders = {"z1": self.z1, "z2": self.z2}
+        links = [
+            ipywidgets.jslink((slider, "value"), (self._front_end, name)) for name, slider in self._sliders.items()
+        ]
+        self._widgets = (*links, sliders, self.z1, self.z2, *self._widgets)
 
     def close(self) -> None:
         """Take the explorer off the page and free what it holds: Jupyter keeps every widget until it is closed."""
@@ -180,7 +221,8 @@ class LatentExplorer:
         """
         traits = {name: getattr(self._front_end, name) for name in FrontEnd.class_own_traits(sync=True)}
         packed = {name: b64encode(value).decode() for name, value in traits.items() if isinstance(value, bytes)}
-        plain = traits | {"own_sliders": True, "z1": self.z1.value, "z2": self.z2.value}
+        present = {name: slider.value for name, slider in self._sliders.items()}
+        plain = traits | {"own_sliders": True} | present
         names = {"template": "page.html", "css": "explorer.css"}
         parts = {part: (FRONT_END / name).read_text(encoding="utf-8") for part, name in names.items()}
         parts |= {"script": front_end_script(), "title": html.escape(title), "packed": json.dumps(packed)}
@@ -208,13 +250,13 @@ def find_hearts(mu: Tensor, y: Tensor, n_near: int = 10, n_wide: int = 20) -> di
     return {c: mu[torch.where(y == c, score, -1).argmax()].tolist() for c in y.unique().tolist()}
 
 
-def _walks(hearts: dict[int, list[float]]) -> dict[str, Tensor]:
-    """Between the two nearest hearts, between the two farthest, and around the circle that holds half of the prior."""
+def _walks(hearts: dict[int, list[float]], latent_dim: int) -> dict[str, Tensor]:
+    """Between the two nearest hearts, the two farthest, and around the circle that holds half of a plane's prior."""
     angle = torch.linspace(0, 2 * math.pi, 91)
     circle = math.sqrt(2 * math.log(2)) * torch.stack([angle.cos(), angle.sin()], dim=1)
     pairs = sorted(itertools.combinations(hearts, 2), key=lambda pair: math.dist(hearts[pair[0]], hearts[pair[1]]))
     straight = {f"from {a} to {b}": torch.tensor([hearts[a], hearts[b]]) for a, b in [*pairs[:1], *pairs[-1:]]}
-    return straight | {"the 50 % circle": circle}
+    return straight | ({"the 50 % circle": circle} if latent_dim == 2 else {})
 
 
 @torch.no_grad()
@@ -222,7 +264,8 @@ def loss_quantiles(model: VAE, x: Tensor, mu: Tensor, logvar: Tensor) -> dict[st
     """Quantiles of each term of the loss over the images, at equal steps from 0 to 1; recon by one draw for each."""
     generator, kl = torch.Generator().manual_seed(0), kl_per_dim(mu, logvar)
     recon = torch.cat([elbo_terms(model, part, generator=generator).recon for part in x.split(1000)])
-    terms = {"kl_1": kl[:, 0], "kl_2": kl[:, 1], "recon": recon, "neg_elbo": recon + kl.sum(1)}
+    of_kl = {"kl_1": kl[:, 0], "kl_2": kl[:, 1]} if model.latent_dim == 2 else {"kl": kl.sum(1)}
+    terms = of_kl | {"recon": recon, "neg_elbo": recon + kl.sum(1)}
     shares = torch.linspace(0, 1, QUANTILES).to(recon)
     return {name: value.quantile(shares).double().mul(100).round().div(100).tolist() for name, value in terms.items()}
 
@@ -234,9 +277,9 @@ def pack_networks(model: VAE) -> tuple[dict[str, list[dict[str, Any]]], bytes]:
     tensors in order, with their sign in the lowest bit: all low bytes, then all middle ones, then all high ones,
     because that compresses better.
     """
-    if model.latent_dim != 2 or type(model.likelihood) is not Bernoulli:
+    if model.latent_dim < 2 or type(model.likelihood) is not Bernoulli:
         found = f"latent_dim = {model.latent_dim} and {type(model.likelihood).__name__}"
-        raise ValueError(f"the explorer needs a model with latent_dim = 2 and a Bernoulli likelihood, got {found}")
+        raise ValueError(f"the explorer needs a model with latent_dim >= 2 and a Bernoulli likelihood, got {found}")
     integers: list[Tensor] = []
     networks = {
         name: [_pack_layer(where, layer, LARGEST[name], integers) for where, layer in _leaves(network, name)]

@@ -2,7 +2,7 @@
 
 import { N_PIXELS, SIDE } from "./networks.js";
 
-export const PEN = 2.8; // thickness of MNIST's lines in pixels: median over the test ones, from their ink and their length
+export const PEN = 2.8; // thickness of MNIST's lines in pixels: median over the test ones, from their ink and length
 const BOX = 20; // MNIST's digits fit into 20 by 20 pixels
 const CENTRE = 14.5; // and have their centre of mass in the middle of pixel 14, counted from 0
 
@@ -81,6 +81,26 @@ export function onDrag(element, at, clicked = () => {}) {
   });
 }
 
+const gapOf = ([a, b]) => Math.hypot(a.clientX - b.clientX, a.clientY - b.clientY);
+
+/** Call `pinched(factor)` while two fingers on the element move; returns what tells whether there are two. */
+export function onPinch(element, pinched) {
+  const fingers = new Map();
+  element.addEventListener("pointerdown", (event) => {
+    if (event.pointerType === "touch") fingers.set(event.pointerId, event);
+  });
+  element.addEventListener("pointermove", (event) => {
+    if (!fingers.has(event.pointerId)) return;
+    const before = [...fingers.values()];
+    fingers.set(event.pointerId, event);
+    if (fingers.size === 2) pinched(gapOf([...fingers.values()]) / gapOf(before));
+  });
+  for (const end of ["pointerup", "pointercancel"]) {
+    element.addEventListener(end, ({ pointerId }) => fingers.delete(pointerId));
+  }
+  return () => fingers.size > 1;
+}
+
 /** Call `move(dx, dy, event)` for the arrow keys, y upwards, and the other keys' own actions. */
 export function onKeys(element, move, actions) {
   const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowDown: [0, -1], ArrowUp: [0, 1] };
@@ -93,7 +113,7 @@ export function onKeys(element, move, actions) {
   });
 }
 
-/** Let the reader draw on a canvas, by pointer or keys; `changed(strokes, isNew)` hears of it. Returns what clears it. */
+/** Let the reader draw on a canvas, by pointer or keys; `changed(strokes, isNew)` hears of it. Returns what clears. */
 export function makeSketch(canvas, changed) {
   const size = canvas.width;
   const context = canvas.getContext("2d");

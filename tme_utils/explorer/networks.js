@@ -110,15 +110,16 @@ export const LAYERS = {
 const run = (layers, values, shape) => layers.reduce((x, layer) => LAYERS[layer.type](x, layer), { values, shape });
 
 /** Logits (784) of the pixels of p(x|z). */
-export const decode = ({ decoder }, z1, z2) => run(decoder, Float32Array.of(z1, z2), [2]).values;
+export const decode = ({ decoder }, ...z) => run(decoder, Float32Array.from(z), [z.length]).values;
 
 /** Pixel probabilities π from logits. */
 export const sigmoid = (logits) => logits.map((logit) => 1 / (1 + Math.exp(-logit)));
 
-/** Mean, log-variance and standard deviation of q(z|x), two numbers each, from an image of 784 pixels in [0, 1]. */
+/** Mean, log-variance and standard deviation of q(z|x), lists of one number for each coordinate; x has 784 pixels. */
 export function encode({ encoder }, x) {
-  const [mu1, mu2, logvar1, logvar2] = run(encoder, x, [1, SIDE, SIDE]).values;
-  return { mu: [mu1, mu2], logvar: [logvar1, logvar2], std: [Math.exp(logvar1 / 2), Math.exp(logvar2 / 2)] };
+  const both = [...run(encoder, x, [1, SIDE, SIDE]).values];
+  const [mu, logvar] = [both.slice(0, both.length / 2), both.slice(both.length / 2)];
+  return { mu, logvar, std: logvar.map((value) => Math.exp(value / 2)) };
 }
 
 /** KL of each coordinate of q(z|x) from N(0, 1), in nats. */

@@ -48,7 +48,7 @@ export function placeLabels(labels) {
     const half = [0.33 * label.size * Math.max(label.text.length, 1.4), 0.66 * label.size];
     const isInside = (at) => at.every((value, axis) => value >= half[axis] && value <= UNITS - half[axis]);
     const isFree = (at) =>
-      taken.every((other) => at.some((value, axis) => Math.abs(value - other.at[axis]) >= half[axis] + other.half[axis]));
+      taken.every((other) => at.some((value, j) => Math.abs(value - other.at[j]) >= half[j] + other.half[j]));
     const at = places.find((place) => isInside(place) && isFree(place));
     if (at === undefined) return [];
     taken.push({ at, half });
@@ -60,7 +60,7 @@ export function placeLabels(labels) {
 export class Plane {
   /** `data`: means `mu` of the images, their `labels`, `hearts` as [label, z1, z2], and the half-width `limit`. */
   constructor(element, data, { isInset = false } = {}) {
-    Object.assign(this, data, { isInset, canvas: element.querySelector("canvas"), z: [0, 0] });
+    Object.assign(this, data, { isInset, canvas: element.querySelector("canvas"), z: [0, 0], past: null });
     [this.still, this.moving] = element.querySelectorAll("svg");
     this.window = svg("rect", { class: "window", visibility: "hidden" });
     this.point = svg("g", { class: "point" });
@@ -105,12 +105,30 @@ export class Plane {
     this.show(clamp(x, -free, free), clamp(y, -free, free), half);
   }
 
+  /** Show what the plane was at an epoch of the training, or, without a `past`, what it is. */
+  showPast(past) {
+    this.past = past;
+    this.canvas.parentElement.classList.toggle("past", past !== null);
+    this.drawDots();
+  }
+
   drawDots() {
-    const { canvas, mu, labels, limit, view } = this;
+    const { canvas, labels, limit, view, past } = this;
+    const mu = past?.mu ?? this.mu;
     const context = canvas.getContext("2d");
     const scale = canvas.width / UNITS;
     context.clearRect(0, 0, canvas.width, canvas.height);
     context.globalAlpha = 0.6;
+    if (past) {
+      const corner = this.toUnits(-past.extent, past.extent).map((value) => value * scale);
+      const side = (canvas.width * past.extent) / view.half;
+      context.fillStyle = "white"; // paper in every theme
+      context.globalAlpha = 1;
+      context.fillRect(...corner, side, side);
+      context.globalAlpha = 0.6;
+      context.drawImage(past.image, ...past.place, ...corner, side, side);
+      context.globalAlpha = 0.8;
+    }
     const radius = scale * (this.isInset ? 9 : Math.min(2 * Math.sqrt(limit / view.half), 6));
     labels.forEach((label, i) => {
       // in the file's order, so that no class covers all the others
@@ -159,7 +177,10 @@ export class Plane {
       note("z₂ ↑", [[edgeU + 20, 11]]),
       ...circles,
       ...ticks[0].map((value) => note(number(value), [[this.toUnits(value, 0)[0], edgeV + 13]])),
-      ...ticks[1].map((value) => note(number(value), [[edgeU + 6 + 5 * number(value).length, this.toUnits(0, value)[1]]])),
+      ...ticks[1].map((value) => {
+        const text = number(value);
+        return note(text, [[edgeU + 6 + 5 * text.length, this.toUnits(0, value)[1]]]);
+      }),
     ]);
     this.still.replaceChildren(
       svg("line", { class: "axis", x1: 0, x2: UNITS, y1: v0, y2: v0 }),
@@ -198,11 +219,12 @@ export class Plane {
   }
 }
 
-/** Indices of the `n` points nearest to (z1, z2), nearest first. */
-export function nearest(mu, z1, z2, n) {
+/** Indices of the `n` codes nearest to z, nearest first; `mu` holds all their coordinates. */
+export function nearest(mu, z, n) {
   const found = [];
-  for (let i = 0; i < mu.length / 2; i++) {
-    const distance = (mu[2 * i] - z1) ** 2 + (mu[2 * i + 1] - z2) ** 2;
+  for (let i = 0; i < mu.length / z.length; i++) {
+    let distance = 0;
+    for (let j = 0; j < z.length; j++) distance += (mu[i * z.length + j] - z[j]) ** 2;
     if (found.length === n && distance >= found[n - 1].distance) continue;
     const at = found.findIndex((other) => distance < other.distance);
     found.splice(at < 0 ? found.length : at, 0, { distance, i });

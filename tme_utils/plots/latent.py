@@ -27,11 +27,17 @@ PATHS: Any = {
 
 
 def latent_scatter(
-    ax: Axes, mu: Codes, y: Classes, axis_names: Labels = ("$z_1$", "$z_2$"), class_names: Labels = ()
+    ax: Axes,
+    mu: Codes,
+    y: Classes,
+    axis_names: Labels = ("$z_1$", "$z_2$"),
+    class_names: Labels = (),
+    places: Mapping[int, Sequence[float]] | None = None,
 ) -> None:
-    """Draw means coloured by their labels, each class named at its median; circles hold shares of the prior.
+    """Draw means coloured by their labels; circles hold shares of the prior.
 
-    ``class_names`` stand for the labels 0, 1, 2, ..., if given.
+    Each class is named at its median, or small at its own place if ``places`` are given; ``class_names`` stand for the
+    labels 0, 1, 2, ..., if given.
     """
     mu, y = np.asarray(mu), np.asarray(y)
     if mu.ndim != 2 or mu.shape[1] != 2 or len(mu) != len(y) or y.dtype.kind not in "iu" or (y < 0).any():
@@ -41,20 +47,23 @@ def latent_scatter(
     # Drawn in one call, in the file's order, so that no class is painted over all the others.
     ax.scatter(mu[:, 0], mu[:, 1], c=np.array(palette)[y], s=4, alpha=0.5, linewidths=0, rasterized=True)
     labels = np.unique(y)
-    centres = _apart(np.array([np.median(mu[y == label], axis=0) for label in labels]), 0.15 * limit)
-    shape = "round,pad=0.2" if class_names else "circle,pad=0.2"
+    if places is None:
+        centres = _apart(np.array([np.median(mu[y == label], axis=0) for label in labels]), 0.15 * limit)
+    else:
+        centres = np.array([places[label] for label in labels.tolist()])
+    size, shape = 14 if places is None else 10, "round,pad=0.2" if class_names else "circle,pad=0.2"
     for label, (z1, z2) in zip(labels, centres.tolist(), strict=True):
-        box = {"facecolor": palette[label], "edgecolor": "black", "boxstyle": shape, "alpha": 0.9}
+        box = {"facecolor": palette[label], "edgecolor": "black", "boxstyle": shape, "alpha": size / 16}
         name = class_names[label] if class_names else str(label)
-        ax.text(z1, z2, name, fontsize=14, fontweight="bold", zorder=5, bbox=box, **CENTRED)
+        ax.text(z1, z2, name, fontsize=size, fontweight="bold", zorder=5, bbox=box, **CENTRED)
     masses = np.array([0.5, 0.95, 0.999])
     radii = np.sqrt(-2 * np.log(1 - masses))  # within which the 2-D standard normal has these masses
     # The circles' names stand on one ray, the one that keeps farthest from the classes' names.
     angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    places = np.stack([np.cos(angles), np.sin(angles)], axis=1)[:, None] * radii[:, None]
-    distance = np.linalg.norm(places[:, :, None] - centres, axis=-1).min(axis=(1, 2))
+    rays = np.stack([np.cos(angles), np.sin(angles)], axis=1)[:, None] * radii[:, None]
+    distance = np.linalg.norm(rays[:, :, None] - centres, axis=-1).min(axis=(1, 2))
     box = {"facecolor": "white", "edgecolor": "none", "boxstyle": "round,pad=0.1", "alpha": 0.8}
-    for mass, radius, (z1, z2) in zip(masses, radii, places[distance.argmax()].tolist(), strict=True):
+    for mass, radius, (z1, z2) in zip(masses, radii, rays[distance.argmax()].tolist(), strict=True):
         ax.add_patch(Circle((0, 0), radius, fill=False, color=COLOURS["reference"], linestyle="--", linewidth=1.2))
         ax.text(z1, z2, f"{100 * mass:g} %", fontsize=10, zorder=4.5, bbox=box, **CENTRED)
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel=axis_names[0], ylabel=axis_names[1])
@@ -162,12 +171,14 @@ def values_along(panels: Mapping[str, tuple[str, Mapping[str, tuple[Any, Any]]]]
     return fig
 
 
-def poster(mu: Codes, y: Classes, z: Float[Any, "2"], image: Float[Any, "1 28 28"]) -> Figure:
-    """A still of the explorer: the plane with the point z chosen, and the digit decoded there."""
+def poster(
+    mu: Codes, y: Classes, z: Float[Any, "2"], image: Float[Any, "1 28 28"], hearts: Mapping[int, Sequence[float]]
+) -> Figure:
+    """A still of the explorer: the plane with the point z, classes named at their hearts, and the digit decoded."""
     z1, z2 = np.asarray(z).tolist()
-    titles = ["choose a point of the plane", f"decoded at ({number(z1, '.2f')}, {number(z2, '.2f')})"]
+    titles = ["a point of the plane", f"decoded at ({number(z1, '.2f')}, {number(z2, '.2f')})"]
     fig, (left, right) = panel_axes(titles, (10.5, 5.4), width_ratios=[1.1, 1])
-    latent_scatter(left, mu, y)
+    latent_scatter(left, mu, y, places=hearts)
     left.axvline(z1, color="black", linewidth=1)
     left.axhline(z2, color="black", linewidth=1)
     left.plot(z1, z2, "o", color="black", markerfacecolor="white", markersize=13, markeredgewidth=3, zorder=9)
