@@ -49,9 +49,9 @@ def latent_scatter(
         centres = _apart(np.array([np.median(mu[y == label], axis=0) for label in labels]), 0.15 * limit)
     else:
         centres = np.array([places[label] for label in labels.tolist()])
-    size = 14 if places is None else 10
+    size, alpha = (14, 0.9) if places is None else (10, 0.625)
     for label, (z1, z2) in zip(labels, centres.tolist(), strict=True):
-        box = {"facecolor": palette[label], "edgecolor": "black", "boxstyle": "circle,pad=0.2", "alpha": size / 16}
+        box = {"facecolor": palette[label], "edgecolor": "black", "boxstyle": "circle,pad=0.2", "alpha": alpha}
         ax.text(z1, z2, str(label), fontsize=size, fontweight="bold", zorder=5, bbox=box, **CENTRED)
     masses = np.array([0.5, 0.95, 0.999])
     radii = np.sqrt(-2 * np.log(1 - masses))  # within which the 2-D standard normal has these masses
