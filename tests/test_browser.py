@@ -718,7 +718,7 @@ def drag(page, handle, distance):
     page.mouse.up()
 
 
-def test_notebook_05_runs_in_jupyterlab_and_both_its_explorers_are_alive(browser, vaes, tmp_path):
+def test_notebook_05_runs_in_jupyterlab_and_all_its_explorers_are_alive(browser, vaes, twenty, mnist_test, tmp_path):
     shutil.copy(paths.ROOT / "notebooks" / "05_latent_exploration.ipynb", tmp_path)
     with jupyter_lab(tmp_path) as address, opened(browser) as page:
         explorer = run_all(page, address, "05_latent_exploration.ipynb")
@@ -749,6 +749,14 @@ def test_notebook_05_runs_in_jupyterlab_and_both_its_explorers_are_alive(browser
         page.wait_for_function("([image, before]) => image.src !== before", arg=[picture.element_handle(), drawn])
         explorer.scroll_into_view_if_needed()
         assert_in_step()
+
+        other = page.locator(".tme-explorer").nth(1)  # twenty dimensions, from the mean of the first 0
+        z = twenty.encode(mnist_test.x[[mnist_test.y.tolist().index(0)]])[0][0]
+        z[6] = -1.5
+        other.locator("input[name=z7]").fill("-1.5")
+        settled(page)
+        probs, shown = twenty.decode(z).sigmoid().flatten(), torch.tensor(other.locator(".large").evaluate(PIXELS))
+        assert (shown - (255 - (255 * probs).round())).abs().max() <= 1
 
 
 TWO = """

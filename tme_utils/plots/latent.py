@@ -51,9 +51,10 @@ def latent_scatter(
         centres = _apart(np.array([np.median(mu[y == label], axis=0) for label in labels]), 0.15 * limit)
     else:
         centres = np.array([places[label] for label in labels.tolist()])
-    size, shape = 14 if places is None else 10, "round,pad=0.2" if class_names else "circle,pad=0.2"
+    size, alpha = (14, 0.9) if places is None else (10, 0.625)
+    shape = "round,pad=0.2" if class_names else "circle,pad=0.2"
     for label, (z1, z2) in zip(labels, centres.tolist(), strict=True):
-        box = {"facecolor": palette[label], "edgecolor": "black", "boxstyle": shape, "alpha": size / 16}
+        box = {"facecolor": palette[label], "edgecolor": "black", "boxstyle": shape, "alpha": alpha}
         name = class_names[label] if class_names else str(label)
         ax.text(z1, z2, name, fontsize=size, fontweight="bold", zorder=5, bbox=box, **CENTRED)
     masses = np.array([0.5, 0.95, 0.999])
