@@ -6,7 +6,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # They run side by side, one on each core, the longest first.
 LONGEST = 03_conv_vae 02_mlp_vae 05_latent_exploration
-NOTEBOOKS = $(LONGEST) $(filter-out $(LONGEST),$(basename $(notdir $(sort $(wildcard notebooks/*.ipynb)))))
+# A copy (01_theory_and_kl-Copy1, with a space, ...) is its maker's own affair.
+NOTEBOOKS = $(LONGEST) $(filter-out $(LONGEST),$(sort $(shell ls notebooks | sed -n 's/^\([A-Za-z0-9_]*\)\.ipynb$$/\1/p')))
 CORES ?= $(shell nproc 2> /dev/null || sysctl -n hw.ncpu)
 export PRACTICAL_VENV ?= $(VENV)-practical
 HANDOUT ?= practical/handout

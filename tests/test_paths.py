@@ -1,6 +1,8 @@
 """Where figures go, and files that are whole or not there."""
 
 import os
+import runpy
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
@@ -8,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tme_utils import paths
+from tme_utils.checkpoints import checkpoint_path
+from tme_utils.data import load_mnist
 from tme_utils.paths import atomic_write
 
 
@@ -17,6 +21,28 @@ def test_the_folder_of_figures_can_be_set_and_is_not_the_committed_one_in_tests(
     assert paths.figures_dir() == tmp_path
     monkeypatch.delenv("TME_FIGURES")
     assert paths.figures_dir() == paths.ROOT / "figures"
+
+
+def test_a_copy_of_the_package_finds_the_clone_around_the_working_directory(monkeypatch, tmp_path):
+    copy = tmp_path / "site-packages" / "tme_utils" / "paths.py"
+    copy.parent.mkdir(parents=True)
+    shutil.copy(paths.__file__, copy)
+    for folder, root in [(paths.ROOT / "notebooks", paths.ROOT), (tmp_path, tmp_path)]:
+        monkeypatch.chdir(folder)
+        assert runpy.run_path(str(copy))["ROOT"] == root  # never site-packages
+
+
+def test_paths_may_begin_at_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows' own name for it
+    monkeypatch.setenv("TME_FIGURES", "~/figures")
+    with atomic_write("~/new/table.csv") as partial:
+        partial.touch()
+    assert (tmp_path / "new" / "table.csv").is_file()
+    assert paths.figures_dir() == tmp_path / "figures"
+    assert checkpoint_path("~", {"architecture": "mlp", "latent_dim": 2}).parent == tmp_path
+    with pytest.raises(FileNotFoundError, match=str(tmp_path / "data").replace("\\", ".")):
+        load_mnist("test", "~/data")
 
 
 def test_a_file_is_replaced_when_the_block_is_done_and_not_before(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 from statistics import NormalDist
+from types import SimpleNamespace
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -79,15 +80,20 @@ def test_whatever_style_a_machine_has_set_the_files_are_the_same(rows, figures):
     plots.save_figure(plots.training_curves(rows, 45.5, 205.8), "before")
     plt.style.use("dark_background")
     plt.rcParams.update({"font.size": 30, "xtick.direction": "in", "savefig.dpi": 30})
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
     plots.use_style()
+    assert (torch.zeros(1).dtype, torch.zeros(1).device.type) == (torch.float32, "cpu")
     plots.save_figure(plots.training_curves(rows, 45.5, 205.8), "after")
     assert (figures / "after.png").read_bytes() == (figures / "before.png").read_bytes()
     assert plt.get_backend() == "agg"
 
 
-@pytest.mark.parametrize(("shell", "expected"), [(None, []), (object(), ["retina"])], ids=["script", "notebook"])
-def test_figures_are_sharp_in_a_notebook(monkeypatch, shell, expected):
+@pytest.mark.parametrize("kernel", [False, True], ids=["script", "notebook"])
+def test_figures_are_sharp_and_shown_in_a_notebook_whatever_backend_a_variable_names(monkeypatch, kernel):
     formats = []
+    shell = SimpleNamespace(kernel=None, run_line_magic=lambda *args: formats.append(args)) if kernel else None
+    expected = [("matplotlib", "inline"), "retina"] if kernel else []
     monkeypatch.setattr(shared, "get_ipython", lambda: shell)
     monkeypatch.setattr("matplotlib_inline.backend_inline.set_matplotlib_formats", formats.append)
     plots.use_style()

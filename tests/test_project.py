@@ -119,6 +119,25 @@ def test_a_command_that_is_asked_for_help_gives_it_and_does_nothing(module, monk
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_commands_print_fits_every_console():
+    for module in COMMANDS:
+        nodes = [node for node in ast.walk(ast.parse(CODE[module])) if isinstance(node, ast.Call)]
+        calls = [ast.unparse(node) for node in nodes if getattr(node.func, "id", "") == "print"]
+        assert [call for call in calls if not call.isascii()] == []  # cp1252 has no minus sign
+
+
+def test_a_copy_of_a_notebook_does_not_stop_make(tmp_path):
+    shutil.copy(paths.ROOT / "Makefile", tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    for name in ("environment.yml", "pyproject.toml", "notebooks/01_theory_and_kl.ipynb"):
+        (tmp_path / name).touch()
+    for copy in ("01_theory_and_kl copy", "01_theory_and_kl-Copy1", "a#b"):
+        (tmp_path / "notebooks" / f"{copy}.ipynb").touch()
+    asked = subprocess.run(["make", "-n", "report"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r'"(\S+): begins"', asked)) >= {"01_theory_and_kl", "02_mlp_vae"}
+    assert not re.search("[Cc]opy|a#b", asked)
+
+
 def test_the_readme_says_what_make_does():
     readme, makefile = read("README.md"), read("Makefile")
     assert re.findall(r"--Exec\S+", readme) == re.findall(r"--Exec\S+", makefile) != []

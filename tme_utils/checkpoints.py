@@ -194,4 +194,4 @@ if __name__ == "__main__":
     argparse.ArgumentParser(description="Train the shipped models that are missing in checkpoints/.").parse_args()
     for shipped in SHIPPED:
         _, trained = shipped_model(shipped)
-        print(f"{shipped}: test −ELBO {trained.rows[-1]['held_out_neg_elbo']:.2f} nats per image")
+        print(f"{shipped}: test -ELBO {trained.rows[-1]['held_out_neg_elbo']:.2f} nats per image")

@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from IPython import get_ipython
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -29,10 +30,13 @@ Pair = tuple[float, float]
 
 
 def use_style() -> None:
-    """Draw as the report does from here on, whatever this machine had set; the backend stays."""
-    if get_ipython() is not None:
-        from matplotlib_inline.backend_inline import set_matplotlib_formats  # its import sets a notebook up to draw
+    """Draw, and let torch compute, as the report does from here on, whatever this machine had set before."""
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    if (shell := get_ipython()) is not None and hasattr(shell, "kernel"):
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
 
+        shell.run_line_magic("matplotlib", "inline")  # a variable may have named a backend that shows nothing
         set_matplotlib_formats("retina")
     plt.rcdefaults()
     plt.rc("figure", dpi=75)  # "retina" shows twice as many at the same size: those of a file, sharp on today's screens
