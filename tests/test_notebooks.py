@@ -1,7 +1,10 @@
 """The form of the notebooks: all that must not stand in one, each shown by a notebook in which it does."""
 
 import ast
+import copy
+import importlib.util
 import re
+import subprocess
 from collections import Counter
 from itertools import groupby
 from urllib.parse import unquote, urlsplit
@@ -12,6 +15,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from nbval.plugin import get_sanitize_patterns
 
 from tme_utils import paths
+from tools import first_cell
 
 NOTEBOOKS = sorted((paths.ROOT / "notebooks").glob("*.ipynb"))
 N_IGNORED = {"02_mlp_vae.ipynb": 2, "03_conv_vae.ipynb": 1}  # trainings, with a live panel and a progress bar
@@ -50,7 +54,8 @@ def form(notebook):
         yield "kernel"
     if not notebook.cells[0].source.startswith("# ") or len(titles) != 1:
         yield f"titles {titles}"
-    if kinds.count("markdown") <= kinds.count("code"):
+    n_own = kinds.count("code") - any(cell.id == first_cell.CELL_ID for cell in notebook.cells)
+    if kinds.count("markdown") <= n_own:
         yield "more code than prose"
     if any(kind == "code" and len(list(run)) > 2 for kind, run in groupby(kinds)):
         yield "more than two code cells in a row"
@@ -206,3 +211,31 @@ def test_a_good_notebook_has_no_problem():
 @pytest.mark.parametrize(("problem", "notebook"), BAD, ids=[problem for problem, _ in BAD])
 def test_a_bad_notebook_is_found_out(problem, notebook):
     assert [found for found in problems("98_bad.ipynb", notebook) if found.startswith(problem)]
+
+
+# --- the cell by which a notebook stands alone
+
+
+def test_every_notebook_has_the_same_first_cell_with_the_address_of_the_project():
+    for path in NOTEBOOKS:
+        before = nbformat.read(path, as_version=4)
+        assert first_cell.with_first_cell(copy.deepcopy(before), first_cell.address()) == before, "make it anew"
+    readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    assert first_cell.BUTTONS.sub(first_cell.buttons(first_cell.address()), readme) == readme
+    assert len(first_cell.BUTTONS.findall(readme)) == 1
+
+
+def test_the_first_cell_does_nothing_in_a_clone_and_elsewhere_says_what_is_missing(monkeypatch, tmp_path):
+    cell = first_cell.CELL.format(address="https://github.com/someone/lesson")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", None)  # nothing is fetched unasked
+    exec(cell, {})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"set FETCH = True.*from https://github.com/someone/lesson"):
+        exec(cell, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_buttons_lead_to_the_projects_place_and_are_absent_without_one():
+    assert "colab.research.google.com/github/a/b)" in first_cell.buttons("https://github.com/a/b.git")
+    assert first_cell.buttons("") == first_cell.buttons("https://example.org/a/b") == ""

@@ -26,12 +26,13 @@ from pathlib import Path
 FETCH, REPOSITORY = False, "{address}"
 if importlib.util.find_spec("tme_utils") is None:
     if not (FETCH and REPOSITORY):
-        source = REPOSITORY or "where you found this notebook"
-        raise ModuleNotFoundError(f"tme_utils is missing: set FETCH = True above, or get the repository from {{source}}")
+        source = REPOSITORY or "where this notebook comes from"
+        raise ModuleNotFoundError(f"tme_utils is missing: set FETCH = True, or get the repository from {{source}}")
     pip = [sys.executable, "-m", "pip"]
     subprocess.run(["git", "clone", "--depth=1", REPOSITORY, "lesson"], check=True)
     Path("installed.txt").write_bytes(subprocess.run([*pip, "freeze"], stdout=subprocess.PIPE, check=True).stdout)
     subprocess.run([*pip, "install", "--quiet", "--constraint", "installed.txt", "./lesson"], check=True)
+if Path("lesson/notebooks").is_dir():
     os.chdir("lesson/notebooks")"""
 BUTTONS = re.compile(r"(?<=<!-- buttons -->\n)(.*\n)*?(?=<!-- end of buttons -->)")
 
