@@ -500,7 +500,7 @@ def test_the_film_shows_each_epochs_dots_and_digits_and_a_hand_ends_it(browser, 
         shown, strips = [], []
         for epoch in (0, 1, n_epochs - 1):
             slider.fill(str(epoch))
-            assert page.locator(".film output").text_content() == f"{epoch}: −ELBO {film['neg_elbo'][epoch]:.1f}"
+            assert page.locator(".film .value").text_content() == f"{epoch}: −ELBO {film['neg_elbo'][epoch]:.1f}"
             strips.append(torch.tensor(canvas.evaluate(PIXELS.replace("0, 0, 28, 28", "0, 0, 280, 84"))))
             top = 504 * epoch + 420
             expected = np.asarray(image.convert("L").crop((0, top, 280, top + 84))).astype(int)

@@ -91,7 +91,7 @@ const thumbnail = (name) => `<button type="button" class="thumbnail ${name}">
 
 const slider = ([j, nats], limit, isPlane) => `<label class="slider"><span class="coordinate">${nameOf(j)}</span>
   <span class="track"><input type="range" name="z${j + 1}" min="${-limit}" max="${limit}" step="${STEP}"></span>
-  <output></output>
+  <span class="value"></span>
   ${isPlane ? "" : `<span class="nats">${nats.toFixed(2)} nats</span>`}</label>`;
 
 const term = (name) => `<tr class="${name}"><th scope="row">${TERMS[name]}</th><td></td><td>

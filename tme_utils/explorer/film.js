@@ -16,7 +16,7 @@ export async function showFilm(element, plane, { neg_elbo: losses, extent }, cod
   const units = new Int16Array(bytes.buffer);
   const size = units.length / losses.length;
   const frame = image.height / losses.length;
-  const [slider, told, strip] = ["input", "output", "canvas"].map((tag) => element.querySelector(tag));
+  const [slider, told, strip] = ["input", ".value", "canvas"].map((one) => element.querySelector(one));
   Object.assign(slider, { max: losses.length - 1, value: losses.length - 1 });
   Object.assign(strip, STRIP);
   const show = () => {
