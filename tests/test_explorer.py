@@ -210,17 +210,13 @@ def test_closed_it_is_freed(build, images):
 
 
 @torch.no_grad()
-def test_labels_of_any_integer_type_one_class_and_a_collapsed_model_are_shown(build, images, tmp_path):
+def test_labels_of_any_integer_type_and_one_class_are_shown(build, images, tmp_path):
     x, y = images
     (tmp_path / "poster.png").write_bytes(PNG)
     shown = LatentExplorer(build(), x, y.numpy().astype("int32"), poster=tmp_path / "poster.png")
     assert list(zlib.decompress(front_end(shown).labels)) == y.tolist()
     assert b64decode(shown._repr_mimebundle_()["image/png"]) == PNG
     assert [label for label, *_ in front_end(LatentExplorer(build(), x, [3] * 20)).hearts] == [3]
-    collapsed = build()
-    collapsed.encoder[-1].weight.zero_()
-    traits = front_end(LatentExplorer(collapsed, x, y))
-    assert (traits.hearts, list(traits.walks)) == ([], ["the 50 % circle"])  # no ten names on top of each other
 
 
 @pytest.fixture(scope="module")

@@ -133,7 +133,9 @@ def test_a_copy_of_a_notebook_does_not_stop_make(tmp_path):
         (tmp_path / name).touch()
     for copy in ("01_theory_and_kl copy", "01_theory_and_kl-Copy1", "a#b"):
         (tmp_path / "notebooks" / f"{copy}.ipynb").touch()
-    asked = subprocess.run(["make", "-n", "report"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    asked = subprocess.run(
+        ["make", "-n", "--no-print-directory", "report"], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
     assert set(re.findall(r'"(\S+): begins"', asked)) >= {"01_theory_and_kl", "02_mlp_vae"}
     assert not re.search("[Cc]opy|a#b", asked)
 

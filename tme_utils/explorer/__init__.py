@@ -239,10 +239,8 @@ def find_hearts(mu: Tensor, y: Tensor, n_near: int = 10, n_wide: int = 20) -> di
     """The heart of each class: of its dots (n, 2), the one with most of its own class among its neighbours.
 
     Where at least nine of the ``n_near`` nearest dots, itself among them, are of its class, the wider neighbourhood
-    decides. A median would not do: it may lie in another class. Where all dots are one point, no class has a heart.
+    decides. A median would not do: it may lie in another class.
     """
-    if len(mu) > 1 and (mu - mu[0]).abs().max() < 1e-3:
-        return {}
     n_wide = min(n_wide, len(mu))
     near = torch.cat([torch.cdist(part, mu).topk(n_wide, largest=False).indices for part in mu.split(1000)])
     own = (y[near] == y[:, None]).float()
