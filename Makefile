@@ -52,7 +52,7 @@ floors:
 	$(FLOOR)/bin/uv pip install --quiet --python $(FLOOR)/bin/python nbval pytest-xdist hypothesis playwright
 	$(FLOOR)/bin/pytest -W ignore::DeprecationWarning -W ignore::pytest.PytestUnraisableExceptionWarning \
 		--nbval notebooks/05_latent_exploration.ipynb tests \
-		$(patsubst %,--ignore=tests/test_%.py,browser site practical project)
+		$(patsubst %,--ignore=tests/test_%.py,browser site practical project notebooks)
 
 lab: $(VENV)/ready
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
