@@ -189,7 +189,7 @@ def test_a_known_mistake_is_told_by_its_own_hint_and_by_no_other(part, names, st
 
 def test_there_are_many_known_mistakes_and_no_hint_stands_for_two(solved):
     mistakes = solved["checks"].mistakes()
-    assert len(mistakes) >= 60
+    assert len(mistakes) >= 100
     assert Counter(m.part for m in mistakes).keys() == {*(n for n in HOLES if HOLES[n]), "the two sets"}
     for name, count in Counter((m.part, m.sharper) for m in mistakes).items():
         assert count == 1, name

@@ -108,14 +108,18 @@ def test_pairs_are_exact_for_the_surest_logits_too(generator):
         lambda: gaussian_log_prob(torch.zeros(5, 2), torch.zeros(5, 2), torch.zeros(5, 1)),
         lambda: gaussian_log_prob(torch.zeros(4, 1, 2), torch.zeros(5, 2), torch.zeros(5, 2)),
         lambda: kl_per_dim(torch.zeros(5, 2), torch.zeros(2)),
-        lambda: mlp_vae(2, (4,)).encode(torch.rand(5, 28, 28)),
         lambda: mlp_vae(2, (4,)).decode(torch.zeros(5, 4)),
         lambda: mlp_vae(2, (4,)).log_likelihood(torch.rand(1, 1, 28, 28), torch.zeros(5, 2)),
     ],
 )
 def test_shapes_that_do_not_fit_are_told(call):
-    with pytest.raises(ValueError, match=r"shape|\(B, 1, 28, 28\)"):
+    with pytest.raises(ValueError, match="shape"):
         call()
+
+
+def test_only_a_batch_of_images_is_encoded():
+    with pytest.raises(ValueError, match=r"floats \(B, 1, 28, 28\), got Tensor torch.float32 \(5, 28, 28\)"):
+        mlp_vae(2, (4,)).encode(torch.rand(5, 28, 28))
 
 
 # --- the objective
@@ -261,5 +265,5 @@ def test_any_integer_counts_and_nothing_else():
 )
 @pytest.mark.parametrize("use", [elbo_terms, evaluate, lambda model, x: fit(model, x, x, Recipe(1), progress=False)])
 def test_what_users_have_instead_of_images_is_told(use, given, message, build, random_images):
-    with pytest.raises((ValueError, RuntimeError), match=message):
+    with pytest.raises(RuntimeError if "dtype" in message else ValueError, match=message):
         use(build(), given(random_images(4)))
