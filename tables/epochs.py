@@ -62,7 +62,7 @@ def probes() -> tuple[Tensor, Tensor, Tensor]:
 def main() -> None:
     """Train, record and save."""
     argparse.ArgumentParser(description="Train mlp_2d anew and record its plane after every epoch.").parse_args()
-    build, recipe = SHIPPED["mlp_2d"]
+    build, recipe, _ = SHIPPED["mlp_2d"]
     with seeded(SEED):
         model = build()
     x, shown, z = probes()

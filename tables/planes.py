@@ -32,7 +32,7 @@ def plane(name: str, seed: int) -> dict[str, Any]:
         the test and of the training images; the shares of :func:`tme_utils.latent.shares_explained`; and in how many
         of the midpoints between two test images of different classes the classifier is sure of one class.
     """
-    build, recipe = SHIPPED[name]
+    build, recipe, _ = SHIPPED[name]
     model, history = load_or_train(build, recipe, seed=seed, folder=paths.CHECKPOINTS / "study", progress=False)
     model.double()
     (x_known, y_known), (x, y) = load_mnist("train+validation"), load_mnist("test")

@@ -15,7 +15,7 @@ from tme_utils.data import load_mnist
 from tme_utils.study import save_table
 from tme_utils.training import Recipe, evaluate, fit, seeded
 
-BUILDERS = VAES | {"mlp_2d": SHIPPED["mlp_2d"][0]}
+BUILDERS = VAES | {"mlp_2d": SHIPPED["mlp_2d"].build}
 # Architecture, (max_lr, beta2), seed. The fast model decides beta2 and shows the spread; the others compare learning
 # rates until the best has a worse neighbour on both sides.
 RUNS = [

@@ -152,6 +152,20 @@ def test_sliders_change_the_digit_and_the_nearest_test_images(architecture, brow
             assert torch.equal(torch.tensor(canvas.evaluate(PIXELS)), (255 - (255 * x[i]).round()).flatten())
 
 
+def test_classes_of_other_names_bear_them_throughout(browser, vaes, mnist_test, tmp_path):
+    names = [f"class {letter}" for letter in "ABCDEFGHI"] + ["ankle boot"]
+    x, y = mnist_test.x[:N_IMAGES], mnist_test.y[:N_IMAGES]
+    file = LatentExplorer(vaes["mlp"], x, y, class_names=names).to_html(tmp_path / "named.html")
+    with page_of(file, browser) as page:
+        assert set(page.locator(".near span").all_text_contents()) <= set(names)
+        assert page.locator(".ready span").all_text_contents() == names
+        assert set(page.locator(".pad text.name").all_text_contents()) == set(names)
+        spoken = [button.get_attribute("aria-label") for button in page.locator(".ready").all()]
+        assert spoken[0].startswith("test image of a class A") and "of an ankle boot" in spoken[9]
+        walks = re.findall("from (class .|ankle boot) to (class .|ankle boot)", page.locator(".walks").inner_text())
+        assert len(walks) == 2
+
+
 BOXES = "all => all.map(e => e.getBoundingClientRect()).map(b => [b.left, b.top, b.right, b.bottom])"
 
 

@@ -155,7 +155,7 @@ def test_a_shipped_model_is_loaded_without_the_images(name, monkeypatch, mnist_t
     monkeypatch.setattr(data, "load_mnist", None)  # a call would fail
     monkeypatch.setattr(checkpoints, "fit", None)
     model, history = checkpoints.shipped_model(name)
-    recipe = SHIPPED[name][1]
+    recipe = SHIPPED[name].recipe
     assert [row["epoch"] for row in history.rows] == list(range(recipe.n_epochs + 1))
     measured = evaluate(model, mnist_test.x, seed=checkpoints.SEED).averages()["neg_elbo"]
     assert measured == pytest.approx(history.rows[-1]["held_out_neg_elbo"], rel=1e-3)

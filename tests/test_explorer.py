@@ -19,6 +19,7 @@ from tme_utils import explorer
 from tme_utils.checkpoints import shipped_model
 from tme_utils.explorer import LatentExplorer, pack_networks
 from tme_utils.metrics import posterior_parameters
+from tme_utils.priors import Flow
 from tme_utils.training import seeded
 from tme_utils.vae import VAE, Bernoulli, conv_vae, elbo_terms, kl_per_dim
 
@@ -39,12 +40,12 @@ def conv():
         return conv_vae(2)
 
 
-def vae(*layers, latent_dim=2, likelihood=None, bias=0.0):
+def vae(*layers, latent_dim=2, likelihood=None, prior=None, bias=0.0):
     """A VAE with this encoder and the smallest decoder, of this bias."""
     decoder = nn.Sequential(nn.Linear(latent_dim, 784), nn.Unflatten(1, (1, 28, 28)))
     nn.init.constant_(decoder[0].bias, bias)
     encoder = nn.Sequential(*(layers or (nn.Flatten(), nn.Linear(784, 2 * latent_dim))))
-    return VAE(encoder, decoder, latent_dim, {"architecture": "test"}, likelihood)
+    return VAE(encoder, decoder, latent_dim, {"architecture": "test"}, likelihood, prior)
 
 
 def front_end(shown, place=1):
@@ -332,8 +333,13 @@ def encoder(*layers):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"model": vae(latent_dim=1)}, r"latent_dim >= 2 .* got latent_dim = 1 and Bernoulli"),
-        ({"model": vae(likelihood=type("Normal", (Bernoulli,), {})())}, "got latent_dim = 2 and Normal"),
+        ({"model": vae(latent_dim=1)}, r"latent_dim >= 2, .* got latent_dim = 1, Bernoulli and StandardNormal"),
+        (
+            {"model": vae(likelihood=type("Normal", (Bernoulli,), {})())},
+            "got latent_dim = 2, Normal and StandardNormal",
+        ),
+        ({"model": vae(prior=Flow(2))}, "got latent_dim = 2, Bernoulli and Flow"),
+        ({"class_names": ["zero", "one"]}, r"class_names must name the labels up to \d, got \['zero', 'one'\]"),
         ({"model": vae(bias=float("nan"))}, r"decoder\.0\.bias holds NaN or infinite values"),
         (
             encoder(nn.Sequential(nn.Dropout())),

@@ -20,6 +20,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 from tables import study as tables
 from tme_utils import data, generation, paths, study
 from tme_utils.checkpoints import load_or_train
+from tme_utils.priors import Sharper
 from tme_utils.study import Configuration, fill, result_row, run
 from tme_utils.training import Recipe, fit, seeded
 from tme_utils.vae import kl_per_dim, mlp_vae
@@ -42,19 +43,20 @@ def test_what_cannot_be_is_named(field, value):
 
 def test_every_field_and_the_layers_change_the_key_which_leaves_the_noise_alone(monkeypatch):
     others = {"architecture": "conv", "latent_dim": 4, "seed": 1, "recipe": Recipe(n_epochs=2), "iw_samples": 8}
+    others |= {"objective": Sharper()}
     assert others.keys() == {field.name for field in fields(Configuration)}
     one, other = Configuration("mlp", 20), Configuration("mlp", np.int64(20), np.int32(0), iw_samples=np.int8(0))
     assert (one, one.key) == (other, other.key)  # integers of any type are integers
     torch.manual_seed(0)
     keys = {TINY.key, *(replace(TINY, **{name: value}).key for name, value in others.items())}
     monkeypatch.setitem(study.ARCHITECTURES, "mlp", partial(mlp_vae, hidden=(401,)))
-    assert len(keys | {TINY.key}) == 7
+    assert len(keys | {TINY.key}) == 8
     assert torch.equal(torch.randn(3), torch.randn(3, generator=torch.Generator().manual_seed(0)))
 
 
 @pytest.mark.parametrize("name", study.ARCHITECTURES)
 def test_a_row_names_its_architecture_as_its_configuration_does(name):
-    assert study.ARCHITECTURES[name](3).config["architecture"] == name
+    assert study.ARCHITECTURES[name](4).config["architecture"] == name
 
 
 @pytest.mark.parametrize("name", tables.TABLES)

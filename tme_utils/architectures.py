@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from tme_utils.priors import Flow
 from tme_utils.vae import VAE, conv_vae, mlp_vae
 
 
@@ -24,6 +25,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The maps and their change, (B, channels, h, w)."""
+        # One order in memory: where that of an activation and of its gradient differ, each pass is slow.
+        x = x.contiguous(memory_format=torch.channels_last)
         return torch.add(x, self.change(x))
 
 
@@ -37,6 +40,14 @@ def residual_vae(latent_dim: int = 32, channels: tuple[int, int] = (32, 64), hid
     vae = conv_vae(latent_dim, channels, hidden, activation=nn.SiLU, blocks=[Residual])
     vae.config["architecture"] = "residual"
     return vae.to(memory_format=torch.channels_last)  # the same numbers, in the order that its convolutions like best
+
+
+def flow_vae(latent_dim: int = 32) -> VAE:
+    """The same networks under a prior that is learnt with them, instead of N(0, I)."""
+    vae = residual_vae(latent_dim)
+    vae.prior = Flow(latent_dim)
+    vae.config["architecture"] = "residual_flow"
+    return vae
 
 
 def wide_mlp_vae(latent_dim: int = 20) -> VAE:
@@ -85,4 +96,4 @@ VAES: dict[str, Callable[..., VAE]] = {
     "residual": residual_vae,
 }
 AUTOENCODERS = {f"{name}_ae": partial(_autoencoder, build) for name, build in VAES.items()}
-ARCHITECTURES = VAES | AUTOENCODERS
+ARCHITECTURES = VAES | {"residual_flow": flow_vae} | AUTOENCODERS

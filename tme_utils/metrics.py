@@ -27,10 +27,6 @@ class Quadrature(NamedTuple):
     error: Float[Tensor, "n"]
 
 
-def _log_prior(z: Float[Tensor, "*k d"]) -> Float[Tensor, "*k"]:
-    return gaussian_log_prob(z, torch.zeros_like(z), torch.zeros_like(z))
-
-
 def log_importance_weights(
     model: VAE, x: Float[Tensor, "b 1 28 28"], eps: Float[Tensor, "k b d"]
 ) -> Float[Tensor, "k b"]:
@@ -43,7 +39,7 @@ def log_importance_weights(
     """
     mu, logvar = model.encode(x)
     z = reparameterize(mu, logvar, eps)
-    return model.log_likelihood(x, z) + _log_prior(z) - gaussian_log_prob(z, mu, logvar)
+    return model.log_likelihood(x, z) + model.prior.log_prob(z) - gaussian_log_prob(z, mu, logvar)
 
 
 @torch.no_grad()
@@ -108,7 +104,7 @@ def importance_weighted_log_likelihood(
 
 def log_joint(model: VAE, x: Float[Tensor, "n 1 28 28"], z: Float[Tensor, "m d"]) -> Float[Tensor, "m n"]:
     """Log-density log p(x, z) = log p(x|z) + log p(z) of every image at every code; M images are decoded at once."""
-    return model.likelihood.log_prob_pairs(model.decode(z), x) + _log_prior(z)[:, None]
+    return model.likelihood.log_prob_pairs(model.decode(z), x) + model.prior.log_prob(z)[:, None]
 
 
 class _Squares:
@@ -203,7 +199,7 @@ def _log_joint_at(model: VAE, x: Float[Tensor, "n 1 28 28"], z: Float[Tensor, "k
     """Log p(x, z) of each image at its own K codes, in blocks of images."""
     size = max(1, MAX_DECODED // len(z))
     blocks = zip(x.split(size), z.split(size, dim=1), strict=True)
-    return torch.cat([model.log_likelihood(image, codes) + _log_prior(codes) for image, codes in blocks], dim=1)
+    return torch.cat([model.log_likelihood(x, z) + model.prior.log_prob(z) for x, z in blocks], dim=1)
 
 
 def _standard_nodes(n_nodes: int, like: Tensor) -> tuple[Float[Tensor, "k 2"], Float[Tensor, "k"]]:

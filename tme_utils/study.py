@@ -30,7 +30,7 @@ from tme_utils.checkpoints import digest, load_or_train, settings_of
 from tme_utils.data import Images, binarise, load_mnist
 from tme_utils.generation import generation_scores
 from tme_utils.metrics import active_units, importance_weighted_log_likelihood, posterior_parameters
-from tme_utils.training import History, Recipe, best_device, evaluate, on_device, seeded
+from tme_utils.training import History, Objective, Recipe, best_device, evaluate, on_device, seeded
 from tme_utils.vae import VAE, as_int, kl_per_dim
 
 if sys.version_info < (3, 11):
@@ -124,7 +124,8 @@ class Configuration:
 
     ``seed`` is that of the initial weights, the training, the scores' noise and the binarisation of the test images;
     ``iw_samples`` are draws for each test image of the importance-weighted log-likelihood, 0 to leave it out. An
-    auto-encoder has neither KL term nor likelihood: its ``recipe.beta`` and ``iw_samples`` are 0.
+    auto-encoder has neither KL term nor likelihood: its ``recipe.beta`` and ``iw_samples`` are 0. ``objective`` is as
+    for :func:`tme_utils.training.fit`.
     """
 
     architecture: str
@@ -132,6 +133,7 @@ class Configuration:
     seed: int = 0
     recipe: Recipe = field(default_factory=Recipe)
     iw_samples: int = 0
+    objective: Objective | None = None
 
     def __post_init__(self) -> None:
         """Check every field, and make plain integers of integers of any type."""
@@ -151,12 +153,14 @@ class Configuration:
         """What its row is known by: the digest of its model's checkpoint, and the number of importance samples."""
         with seeded(self.seed):
             model = self.build()
-        return f"{digest(settings_of(model, self.recipe, self.seed))}_iw{self.iw_samples}"
+        return f"{digest(settings_of(model, self.recipe, self.seed, objective=self.objective))}_iw{self.iw_samples}"
 
     def trained(self) -> tuple[VAE, History]:
         """The model, from its checkpoint or trained now; a model that ships is found in checkpoints/."""
         folder = paths.CHECKPOINTS / "study"
-        return load_or_train(self.build, self.recipe, seed=self.seed, folder=folder, progress=False)
+        return load_or_train(
+            self.build, self.recipe, seed=self.seed, objective=self.objective, folder=folder, progress=False
+        )
 
 
 def result_row(
@@ -238,6 +242,7 @@ def run(configuration: Configuration, generation: bool = True) -> dict[str, Any]
     row = result_row(
         model, history, train.x, test.x, configuration.recipe, seed=seed, iw_samples=configuration.iw_samples
     )
+    row |= {"objective": repr(configuration.objective)} if configuration.objective else {}
     row |= generation_scores(model, train.x, test.x, seed=seed) if generation else {}
     row |= {"python": platform.python_version(), "processor": processor()}
     if configuration.architecture in AUTOENCODERS:  # its KL would only tell which width stands for a point

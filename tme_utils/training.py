@@ -27,6 +27,18 @@ TINY = 1e-30  # what Adam's moments are set to zero below: an update by them cha
 _SEEDING = threading.RLock()
 
 
+class Objective:
+    """What a training may minimise instead of the negative ELBO; ``done`` is the share of its steps that are over."""
+
+    def augment(self, x: Float[Tensor, "b 1 28 28"], generator: torch.Generator, done: float) -> Tensor:
+        """Other images in place of a batch, before they are binarised."""
+        return x
+
+    def loss(self, model: VAE, x: Float[Tensor, "b 1 28 28"], generator: torch.Generator, done: float) -> Tensor:
+        """The loss of a batch, whose gradient is followed."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a model is trained: Adam, and a learning rate that rises linearly and then falls linearly to zero."""
@@ -150,6 +162,7 @@ def fit(
     recipe: Recipe = Recipe(),
     *,
     seed: int = 0,
+    objective: Objective | None = None,
     probes: Probes | None = None,
     on_epoch: Callable[[History], None] | None = None,
     progress: bool = True,
@@ -157,9 +170,9 @@ def fit(
     """Train the model in place, on the accelerator if there is one; it comes back to the device it was on.
 
     Initial weights are the caller's; ``seed`` is that of the order of the images, the noise and the binarisation. The
-    held-out images are for the second curve and decide nothing. ``on_epoch`` gets the history so far at epoch 0 and
-    after every epoch. Ctrl-C stops it early, which a line on stderr tells: the model keeps what it has learnt and the
-    history ends with the last whole epoch.
+    held-out images are for the second curve and decide nothing. ``objective`` replaces the negative ELBO, and β with
+    it. ``on_epoch`` gets the history so far at epoch 0 and after every epoch. Ctrl-C stops it early, which a line on
+    stderr tells: the model keeps what it has learnt and the history ends with the last whole epoch.
 
     Raises:
         FloatingPointError: after the epoch in which the loss stopped being finite.
@@ -184,10 +197,16 @@ def fit(
                     for index in order.split(recipe.batch_size):
                         optimizer.param_groups[0]["lr"] = recipe.learning_rate(step, n_steps)
                         x = x_there.index_select(0, index)  # faster than x[index]
+                        if objective is not None:
+                            x = objective.augment(x, generator, step / n_steps)
                         if recipe.binarised:
                             x = torch.bernoulli(x, generator=generator)
                         optimizer.zero_grad()
-                        elbo_terms(model, x, generator=generator).loss(recipe.beta).backward()
+                        if objective is None:
+                            loss = elbo_terms(model, x, generator=generator).loss(recipe.beta)
+                        else:
+                            loss = objective.loss(model, x, generator, step / n_steps)
+                        loss.backward()
                         optimizer.step()
                         step += 1
                         if step % 100 == 0:
@@ -195,9 +214,9 @@ def fit(
                         bar.update()
                     seconds += time.perf_counter() - start
                 _record(history, model, {"epoch": epoch, "seconds": seconds}, x_train, x_held_out, seed)
-                if not math.isfinite(loss := history.rows[-1]["train_neg_elbo"]):
+                if not math.isfinite(found := history.rows[-1]["train_neg_elbo"]):
                     may_help = f"a smaller max_lr than {recipe.max_lr}" if epoch else "other initial weights"
-                    raise FloatingPointError(f"the −ELBO after epoch {epoch} is {loss}; {may_help} may help")
+                    raise FloatingPointError(f"the −ELBO after epoch {epoch} is {found}; {may_help} may help")
                 bar.set_description(f"held-out −ELBO {history.rows[-1]['held_out_neg_elbo']:.1f} nats", refresh=False)
                 if on_epoch is not None:
                     on_epoch(history)

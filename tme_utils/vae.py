@@ -89,20 +89,60 @@ class Bernoulli:
         return logits @ x.flatten(1).T - normalizer.sum(dim=1, keepdim=True)
 
 
+class Prior:
+    """What p(z) must give. ``tme_utils.priors`` learns some: such a one is a module too, trained with the networks."""
+
+    def log_prob(self, z: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
+        """Log-density of each code."""
+        raise NotImplementedError
+
+    def sample(self, n_codes: int, like: Float[Tensor, "d"], generator: Generator = None) -> Float[Tensor, "n d"]:
+        """Draws of the size, type and device of ``like``."""
+        raise NotImplementedError
+
+    def kl(self, mu: Float[Tensor, "b d"], logvar: Float[Tensor, "b d"], z: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+        """KL(q(z|x) || p(z)) as log q(z|x) - log p(z) at one draw z: unbiased, and now and then negative."""
+        return gaussian_log_prob(z, mu, logvar) - self.log_prob(z)
+
+
+class StandardNormal(Prior):
+    """p(z) = N(0, I), for which the KL divergence needs no draw."""
+
+    def log_prob(self, z: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
+        """Log-density of each code."""
+        return gaussian_log_prob(z, torch.zeros_like(z), torch.zeros_like(z))
+
+    def sample(self, n_codes: int, like: Float[Tensor, "d"], generator: Generator = None) -> Float[Tensor, "n d"]:
+        """Draws of the size, type and device of ``like``."""
+        zeros = like.new_zeros(n_codes, len(like))
+        return reparameterize(zeros, zeros, generator=generator)  # mean 0, log-variance 0
+
+    def kl(self, mu: Float[Tensor, "b d"], logvar: Float[Tensor, "b d"], z: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+        """The closed form."""
+        return kl_standard_normal(mu, logvar)
+
+
 class VAE(nn.Module):
-    """A VAE with a diagonal-Gaussian approximate posterior and a standard normal prior.
+    """A VAE with a diagonal-Gaussian approximate posterior and, unless told otherwise, a standard normal prior.
 
     ``encoder`` maps images to (b, 2 * latent_dim), mu and logvar side by side; ``decoder`` maps codes (b, latent_dim)
     to what the ``likelihood`` reads. ``config`` names the architecture in checkpoints and tables.
     """
 
     def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, latent_dim: int, config: dict[str, Any], likelihood: Any = None
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        latent_dim: int,
+        config: dict[str, Any],
+        likelihood: Any = None,
+        prior: Prior | None = None,
     ) -> None:
         """Compose the two networks."""
         super().__init__()
         self.encoder, self.decoder, self.latent_dim, self.config = encoder, decoder, latent_dim, config
         self.likelihood: Bernoulli = likelihood or Bernoulli()
+        self.prior: Prior = prior or StandardNormal()
 
     @property
     def n_parameters(self) -> int:
@@ -133,10 +173,9 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def sample(self, n_images: int, generator: Generator = None) -> Float[Tensor, "n 1 28 28"]:
-        """Pixel probabilities decoded from draws of the prior N(0, I)."""
-        like = next(self.parameters()).new_zeros(n_images, self.latent_dim)
-        z = reparameterize(like, like, generator=generator)  # mean 0, log-variance 0
-        return self.likelihood.mean(self.decode(z))
+        """Pixel probabilities decoded from draws of the prior."""
+        like = next(self.parameters()).new_zeros(self.latent_dim)
+        return self.likelihood.mean(self.decode(self.prior.sample(n_images, like, generator)))
 
 
 class ElboTerms(NamedTuple):
@@ -166,7 +205,7 @@ def elbo_terms(
     """recon, estimated by one draw of z for each image, and kl, exactly: Kingma and Welling (2013), eq. 10."""
     mu, logvar = model.encode(x)
     z = reparameterize(mu, logvar, eps, generator)
-    return ElboTerms(recon=-model.log_likelihood(x, z), kl=kl_standard_normal(mu, logvar))
+    return ElboTerms(recon=-model.log_likelihood(x, z), kl=model.prior.kl(mu, logvar, z))
 
 
 def mlp_vae(latent_dim: int = 20, hidden: Sequence[int] = (400,)) -> VAE:

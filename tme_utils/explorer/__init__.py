@@ -10,7 +10,7 @@ import math
 import re
 import zlib
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from tme_utils import paths
 from tme_utils.metrics import active_units, posterior_parameters
-from tme_utils.vae import VAE, Bernoulli, check_images, elbo_terms, kl_per_dim
+from tme_utils.vae import VAE, Bernoulli, StandardNormal, check_images, elbo_terms, kl_per_dim
 
 FRONT_END = Path(__file__).parent
 MODULES = (
@@ -72,6 +72,7 @@ class FrontEnd(anywidget.AnyWidget):
     images = traitlets.Bytes().tag(sync=True)
     labels = traitlets.Bytes().tag(sync=True)
     mu = traitlets.Bytes().tag(sync=True)
+    class_names: traitlets.List[Any] = traitlets.List().tag(sync=True)
     hearts: traitlets.List[Any] = traitlets.List().tag(sync=True)
     quantiles = traitlets.Dict().tag(sync=True)
     coordinates: traitlets.List[Any] = traitlets.List().tag(sync=True)
@@ -102,6 +103,7 @@ class LatentExplorer:
             without JavaScript.
         walks: paths (n, latent_dim) by name, each a button that plays it; between the classes if none are given.
         film: what ``python -m tables.epochs`` recorded of a training whose plane this is, with codes of these images.
+        class_names: what stands for the labels 0, 1, 2, ...; their digits if none are given.
 
     Attributes:
         z1, z2: the sliders of a plane; ``z1.value`` follows the front end and moves it.
@@ -117,6 +119,7 @@ class LatentExplorer:
         poster: bytes | Path | str | None = None,
         walks: Mapping[str, Tensor] | None = None,
         film: Mapping[str, np.ndarray] | None = None,
+        class_names: Sequence[str] = (),
     ) -> None:
         """Check everything, then make the widgets; they appear when the explorer is displayed."""
         pack_networks(model)  # refuses what the front end cannot run, before anything runs it
@@ -124,6 +127,9 @@ class LatentExplorer:
         y = torch.as_tensor(y)
         if y.shape != x.shape[:1] or y.is_floating_point() or not ((y >= 0) & (y <= 9)).all():
             raise ValueError(f"y must hold {len(x)} integers from 0 to 9, got {y.dtype} {(*y.shape,)}: {y.unique()}")
+        names = [str(name) for name in list(class_names) or range(int(y.max()) + 1)]
+        if len(names) <= int(y.max()):
+            raise ValueError(f"class_names must name the labels up to {int(y.max())}, got {names}")
         if isinstance(poster, str | Path):
             poster = Path(poster).expanduser().read_bytes()
         if poster is not None and not poster.startswith(PNG_SIGNATURE):
@@ -142,7 +148,7 @@ class LatentExplorer:
         hearts = find_hearts(mu, y.cpu())
         walks = {
             name: torch.as_tensor(path)
-            for name, path in (_walks(hearts, model.latent_dim) if walks is None else walks).items()
+            for name, path in (_walks(hearts, names, model.latent_dim) if walks is None else walks).items()
         }
         for name, path in walks.items():
             if path.shape[1:] != mu.shape[1:] or len(path) < 2 or not (path.abs() <= limit).all():
@@ -168,6 +174,7 @@ class LatentExplorer:
             images=zlib.compress(x.mul(255).round().to(torch.uint8).cpu().numpy().tobytes(), 9),
             labels=zlib.compress(y.to(torch.uint8).cpu().numpy().tobytes(), 9),
             mu=zlib.compress(mu.numpy().astype("<f4").tobytes(), 9),
+            class_names=names,
             hearts=[[label, *heart] for label, heart in hearts.items()],
             quantiles=loss_quantiles(model, x.to(like), *posterior),
             coordinates=[[j, kl[j].item()] for j in shown],
@@ -248,12 +255,13 @@ def find_hearts(mu: Tensor, y: Tensor, n_near: int = 10, n_wide: int = 20) -> di
     return {c: mu[torch.where(y == c, score, -1).argmax()].tolist() for c in y.unique().tolist()}
 
 
-def _walks(hearts: dict[int, list[float]], latent_dim: int) -> dict[str, Tensor]:
+def _walks(hearts: dict[int, list[float]], names: Sequence[str], latent_dim: int) -> dict[str, Tensor]:
     """Between the two nearest hearts, the two farthest, and around the circle that holds half of a plane's prior."""
     angle = torch.linspace(0, 2 * math.pi, 91)
     circle = math.sqrt(2 * math.log(2)) * torch.stack([angle.cos(), angle.sin()], dim=1)
     pairs = sorted(itertools.combinations(hearts, 2), key=lambda pair: math.dist(hearts[pair[0]], hearts[pair[1]]))
-    straight = {f"from {a} to {b}": torch.tensor([hearts[a], hearts[b]]) for a, b in [*pairs[:1], *pairs[-1:]]}
+    ends = [*pairs[:1], *pairs[-1:]]
+    straight = {f"from {names[a]} to {names[b]}": torch.tensor([hearts[a], hearts[b]]) for a, b in ends}
     return straight | ({"the 50 % circle": circle} if latent_dim == 2 else {})
 
 
@@ -275,9 +283,10 @@ def pack_networks(model: VAE) -> tuple[dict[str, list[dict[str, Any]]], bytes]:
     tensors in order, with their sign in the lowest bit: all low bytes, then all middle ones, then all high ones,
     because that compresses better.
     """
-    if model.latent_dim < 2 or type(model.likelihood) is not Bernoulli:
-        found = f"latent_dim = {model.latent_dim} and {type(model.likelihood).__name__}"
-        raise ValueError(f"the explorer needs a model with latent_dim >= 2 and a Bernoulli likelihood, got {found}")
+    kinds = type(model.likelihood), type(model.prior)
+    if model.latent_dim < 2 or kinds != (Bernoulli, StandardNormal):
+        found = f"latent_dim = {model.latent_dim}, {kinds[0].__name__} and {kinds[1].__name__}"
+        raise ValueError(f"the explorer needs latent_dim >= 2, a Bernoulli likelihood and a N(0, I) prior, got {found}")
     integers: list[Tensor] = []
     networks = {
         name: [_pack_layer(where, layer, LARGEST[name], integers) for where, layer in _leaves(network, name)]

@@ -2,10 +2,10 @@
 // modules beside this one before it (see __init__.py), so that nothing is fetched at run time.
 //
 // The model's traits: `networks` (layers of encoder and decoder) with their `weights`; `images` with their `labels`
-// and means `mu`; the `hearts` of the classes; `quantiles` of each term of the loss over the images; `walks` as lists
-// of codes; `limit`, how far each coordinate reaches; `coordinates` that have a slider, as [index, KL]; `view`, the
-// elements as HTML; in a plane the point (`z1`, `z2`) and the `film`, see there; and `own_sliders`, true where no
-// Jupyter sliders stand beside it.
+// and means `mu`; `class_names` by label, and the classes' `hearts`; `quantiles` of each term of the loss over the
+// images; `walks` as lists of codes; `limit`, how far each coordinate reaches; `coordinates` that have a slider, as
+// [index, KL]; `view`, the elements as HTML; in a plane the point (`z1`, `z2`) and the `film`, see there; and
+// `own_sliders`, true where no Jupyter sliders stand beside it.
 
 import { clamp, likeMnist, makeSketch, onDrag, onKeys, onPinch, PEN } from "./drawing.js";
 import { showFilm } from "./film.js";
@@ -53,7 +53,7 @@ const signed = (value, decimals = 2) => value.toFixed(decimals).replace(/^-(?=.*
 
 const pair = (values, decimals) => `(${values.map((value) => signed(value, decimals)).join(", ")})`;
 
-const withArticle = (label) => `${label === 8 ? "an" : "a"} ${label}`;
+const withArticle = (name) => `${/^[8aeiou]/i.test(name) ? "an" : "a"} ${name}`;
 
 /** Which share of the test images cost less, from their quantiles at equal steps. */
 export function shareBelow(quantiles, value) {
@@ -104,12 +104,14 @@ async function unpack(model) {
     ...["images", "labels", "mu"].map((name) => inflate(model.get(name))),
   ]);
   const image = (i) => new Float32Array(images.subarray(i * N_PIXELS, (i + 1) * N_PIXELS)).map((value) => value / 255);
-  return { networks, image, labels: [...labels], mu: new Float32Array(mu.buffer) };
+  const names = model.get("class_names");
+  const nameOfImage = (i) => names[labels[i]];
+  return { networks, image, labels: [...labels], names, nameOfImage, mu: new Float32Array(mu.buffer) };
 }
 
 /** Draw the explorer into `el` and keep it in step with the model. */
 async function render({ model, el }) {
-  const { networks, image, labels, mu } = await unpack(model);
+  const { networks, image, labels, names, nameOfImage, mu } = await unpack(model);
   const [limit, hearts, quantiles, coordinates] = ["limit", "hearts", "quantiles", "coordinates"].map(
     (name) => model.get(name),
   );
@@ -186,7 +188,7 @@ async function render({ model, el }) {
     const costs = showLoss(z, logits);
     clearTimeout(speech); // a screen reader hears where a move ends, not every step
     speech = setTimeout(() => {
-      const classes = near.map((i) => labels[i]).join(", ");
+      const classes = near.map(nameOfImage).join(", ");
       const where = coordinates.map(([j]) => `z${j + 1} ${z[j].toFixed(2)}`).join(", ");
       find(".spoken").textContent = `${where}; recon ${costs.toFixed(1)} nats; nearest test images: ${classes}`;
     }, 400);
@@ -200,8 +202,8 @@ async function render({ model, el }) {
 
   function showThumbnail(button, i) {
     paint(button.firstElementChild, image(i), ink);
-    button.lastElementChild.textContent = labels[i];
-    button.setAttribute("aria-label", `test image of ${withArticle(labels[i])}: send it through the model`);
+    button.lastElementChild.textContent = nameOfImage(i);
+    button.setAttribute("aria-label", `test image of ${withArticle(nameOfImage(i))}: send it through the model`);
   }
 
   /** The terms of the loss of x at this z; returns recon. */
@@ -250,7 +252,7 @@ async function render({ model, el }) {
     else drawNoise(eps);
   }
 
-  const chooseTestImage = (i, options) => choose(image(i), `test image of ${withArticle(labels[i])}`, options);
+  const chooseTestImage = (i, options) => choose(image(i), `test image of ${withArticle(nameOfImage(i))}`, options);
 
   const drawn = () => Array.from({ length: latentDim }, normal);
 
@@ -322,7 +324,7 @@ async function render({ model, el }) {
 
   const planes = [];
   if (isPlane) {
-    const data = { mu, labels, hearts, limit };
+    const data = { mu, labels, names, hearts, limit };
     planes.push(new Plane(find(".pad"), data), new Plane(find(".inset"), data, { isInset: true }));
     const film = model.get("film");
     if (film.extent) await showFilm(find(".film"), planes[0], film, model.get("film_codes"), model.get("film_picture"));

@@ -58,7 +58,7 @@ export function placeLabels(labels) {
 
 /** A plane with z1 to the right and z2 up, in an element of a canvas and two SVG layers, the upper for what moves. */
 export class Plane {
-  /** `data`: means `mu` of the images, their `labels`, `hearts` as [label, z1, z2], and the half-width `limit`. */
+  /** `data`: means `mu` of the images, their `labels`, the classes' `names`, their `hearts` as [label, z1, z2], `limit`. */
   constructor(element, data, { isInset = false } = {}) {
     Object.assign(this, data, { isInset, canvas: element.querySelector("canvas"), z: [0, 0], past: null });
     [this.still, this.moving] = element.querySelectorAll("svg");
@@ -161,7 +161,7 @@ export class Plane {
       .map(([label, z1, z2]) => ({ label, heart: this.toUnits(z1, z2) }))
       .filter(({ heart }) => heart.every((value) => value > 0 && value < UNITS));
     const names = inSight.map(({ label, heart }) => ({
-      text: String(label),
+      text: this.names[label],
       kind: "name",
       size: NAME,
       heart,

@@ -1,0 +1,164 @@
+"""Appendix B's models: ``python -m tables.ladder B_ladder``, what each trick buys at equal cost, and ``B_headline``.
+
+Every rung is ``residual_vae`` with one change, trained on the first 50,000 images, binarised anew at every epoch, for
+about as long as the first rung, and scored on the 10,000 set aside, binarised once; the test images are not loaded.
+The headline's models use what helped, train on all 60,000 and are scored on the test images.
+
+Rows go to ``figures/<table>.csv``; those already there are not computed again.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from tme_utils import paths
+from tme_utils.architectures import flow_vae, residual_vae
+from tme_utils.checkpoints import SEED, SHIPPED, digest, shipped_model
+from tme_utils.data import binarise, load_mnist
+from tme_utils.generation import divergence_from_prior, generation_scores, shipped_prior
+from tme_utils.metrics import importance_weighted_log_likelihood, posterior_parameters
+from tme_utils.priors import Flow, FullGaussian, Sharper
+from tme_utils.study import Configuration, Job, fill, images, processor, run
+from tme_utils.training import Recipe, evaluate, fit, seeded
+from tme_utils.vae import VAE, conv_vae, reparameterize
+
+N_IMAGES, N_SAMPLES = 2_000, 50  # of the importance-weighted score: validation images, and draws for each
+N_STEPS = 60  # of ``conv_vae``, which tell what its epoch costs on this machine and at this hour
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One trick: what trains, for how many epochs, and towards what."""
+
+    objective: Sharper
+    n_epochs: int = 5
+    build: Callable[[], VAE] = residual_vae
+
+
+PLAIN = Rung(Sharper(sticking=False, low_precision=True))  # the ELBO
+RUNGS = {
+    "ELBO": PLAIN,
+    "twice as long": replace(PLAIN, n_epochs=10),
+    "no score function": replace(PLAIN, objective=replace(PLAIN.objective, sticking=True)),
+    "IW5 in the last fifth": replace(PLAIN, objective=replace(PLAIN.objective, share=0.2), n_epochs=3),
+    "the same, doubly reparametrised": replace(
+        PLAIN, objective=replace(PLAIN.objective, sticking=True, share=0.2), n_epochs=3
+    ),
+    "KL warm-up": replace(PLAIN, objective=replace(PLAIN.objective, warm_up=0.3)),
+    "shifts of 1 pixel": replace(PLAIN, objective=replace(PLAIN.objective, shift=1)),
+    "warped strokes": replace(PLAIN, objective=replace(PLAIN.objective, warp=0.1)),
+    "half as wide again": replace(PLAIN, build=partial(residual_vae, channels=(48, 96)), n_epochs=3),
+    "learnt prior": replace(PLAIN, build=flow_vae, n_epochs=4),
+}
+# What helped, for the time that the residual model of 03_literature took.
+BEST = SHIPPED["flow_32d"]
+HEADLINE = [
+    Configuration(name, 32, seed, recipe, iw_samples=100, objective=BEST.objective)
+    for seed in range(3)
+    for name, recipe in [("residual_flow", BEST.recipe), ("residual", replace(BEST.recipe, n_epochs=19))]
+]
+
+
+def seconds_of_conv_epoch() -> float:
+    """What 60,000 images cost ``conv_vae`` now: the unit in which processors compare."""
+    x = load_mnist("train").x[: 128 * N_STEPS]
+    history = fit(conv_vae(), x, x[:1], Recipe(n_epochs=1), progress=False)
+    return history.rows[-1]["seconds"] * 60_000 / len(x)
+
+
+def row(step: str, seed: int) -> dict[str, Any]:
+    """Train the model of a rung, and score it on the validation split."""
+    rung = RUNGS[step]
+    x_train, x_validation = load_mnist("train").x, load_mnist("validation").x
+    with seeded(seed):
+        model = rung.build()
+    unit = seconds_of_conv_epoch()
+    recipe = Recipe(n_epochs=rung.n_epochs, binarised=True)
+    history = fit(model, x_train, x_validation[:1], recipe, seed=seed, objective=rung.objective, progress=False)
+    if history.interrupted:
+        raise KeyboardInterrupt
+    found: dict[str, Any] = {"rung": step, "seed": seed, "n_epochs": rung.n_epochs, "n_parameters": model.n_parameters}
+    x = binarise(x_validation, torch.Generator().manual_seed(seed))
+    terms = evaluate(model, x, seed=seed).averages()
+    found |= {f"validation_{term}": round(value, 3) for term, value in terms.items()}
+    log_lik = importance_weighted_log_likelihood(model, x[:N_IMAGES], N_SAMPLES, torch.Generator().manual_seed(seed))
+    found |= {"iw_nll": round(-log_lik.double().mean().item(), 3), "iw_samples": N_SAMPLES, "iw_images": N_IMAGES}
+    seconds = history.rows[-1]["seconds"]
+    found |= {"minutes": round(seconds / 60, 2), "conv_epochs": round(seconds / unit, 1)}
+    return found | {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def headline(configuration: Configuration) -> dict[str, Any]:
+    """The row of a configuration, with its cost in epochs of ``conv_vae``."""
+    unit = seconds_of_conv_epoch()
+    found = run(configuration, generation=False)
+    return found | {"conv_epochs": round(found["seconds"] / unit, 1)}
+
+
+PRIORS = ("N(0, I)", "a Gaussian, afterwards", "a flow, afterwards", "a flow, jointly")
+
+
+def priors(name: str) -> dict[str, Any]:
+    """What a prior does: fitted to the codes of ``residual_32d``, or learnt with the model.
+
+    Divergences are measured where the prior is N(0, I), to which a flow, or the Gaussian's root, leads the codes.
+    """
+    (train, test), seconds = images(), 0.0
+    model, history = shipped_model("flow_32d" if name == PRIORS[3] else "residual_32d")
+    codes = [
+        reparameterize(*posterior_parameters(model, x), generator=torch.Generator().manual_seed(SEED))
+        for x in (train.x, test.x)
+    ]
+    if name == PRIORS[1]:
+        start = time.perf_counter()
+        model.prior = gaussian = FullGaussian(codes[0])
+        seconds = time.perf_counter() - start
+        codes = [torch.linalg.solve_triangular(gaussian.root, (z - gaussian.mean).T, upper=False).T for z in codes]
+    if name == PRIORS[2]:
+        model.prior, seconds = shipped_prior()
+    if name == PRIORS[3]:
+        seconds = history.rows[-1]["seconds"]
+    if isinstance(model.prior, Flow):
+        with torch.no_grad():
+            codes = [model.prior.to_normal(z)[0] for z in codes]
+    tensors = [*model.prior.parameters(), *model.prior.buffers()] if isinstance(model.prior, torch.nn.Module) else []
+    found: dict[str, Any] = {"prior": name, "minutes": round(seconds / 60, 2)}
+    found |= {"n_parameters": sum(tensor.numel() for tensor in tensors)}
+    x = binarise(test.x, torch.Generator().manual_seed(SEED))
+    found |= {term: round(value, 4) for term, value in evaluate(model, x, seed=SEED).averages().items()}
+    with torch.no_grad():
+        log_lik = importance_weighted_log_likelihood(model, x, N_SAMPLES, torch.Generator().manual_seed(SEED))
+    found |= {"iw_nll": round(-log_lik.double().mean().item(), 4), "iw_samples": N_SAMPLES, "iw_images": len(x)}
+    found |= generation_scores(model, train.x, test.x, seed=SEED)
+    found["divergence_from_prior"] = round(divergence_from_prior(*codes, seed=SEED + 1), 4)
+    return found | {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def jobs(table: str) -> dict[str, Job]:
+    """The rows of a table by their keys."""
+    if table == "B_headline":
+        return {configuration.key: partial(headline, configuration) for configuration in HEADLINE}
+    if table == "B_priors":
+        return {digest([name, SEED]): partial(priors, name) for name in PRIORS}
+    return {
+        digest([step, seed, rung.n_epochs, repr(rung.objective)]): partial(row, step, seed)
+        for seed in range(2)
+        for step, rung in RUNGS.items()
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Fill a table of appendix B with the rows that it lacks.")
+    parser.add_argument("table", choices=["B_ladder", "B_headline", "B_priors"])
+    table = parser.parse_args().table
+    fill(paths.figures_dir() / f"{table}.csv", jobs(table))
+
+
+if __name__ == "__main__":
+    main()
