@@ -191,7 +191,7 @@ def replaced(readme: str, name: str, table: str) -> str:
 
 def main() -> None:
     path, figures = paths.ROOT / "README.md", paths.ROOT / "figures"
-    ours = pd.concat([pd.read_csv(figures / f"{name}.csv") for name in ("03_match", "03_literature")])
+    ours = pd.concat([pd.read_csv(figures / f"{name}.csv") for name in ("03_match", "03_literature", "B_headline")])
     published = pd.read_csv(figures / "03_published.csv", dtype={"nats": str})
     text = replaced(path.read_text(encoding="utf-8"), "results", results_table(ours, published))
     speed = [same_result_table(pd.read_csv(figures / "speed_same_result.csv"))]

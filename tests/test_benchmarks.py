@@ -3,6 +3,7 @@
 import csv
 import shutil
 import sys
+from dataclasses import replace
 
 import nbformat
 import pytest
@@ -10,11 +11,11 @@ import torch
 
 from benchmarks import browser, training
 from benchmarks.explorer import CELL, MODELS
-from tables import literature, recipe
+from tables import ladder, literature, recipe
 from tme_utils import paths
 from tme_utils.architectures import VAES
 from tme_utils.data import Images
-from tme_utils.study import allowed_cores, result_row
+from tme_utils.study import allowed_cores, read_rows, result_row
 from tme_utils.training import History, Recipe
 from tme_utils.vae import ElboTerms
 
@@ -93,6 +94,24 @@ def test_the_images_behind_a_row_have_its_coin_tosses_and_its_draws(build, rando
     scores = [float(line) for line in (paths.figures_dir() / f"{IMAGES}.csv").read_text().splitlines()[1:]]
     assert sum(scores) / len(scores) == pytest.approx(row["iw_nll"], abs=2e-4)
     assert len(set(scores)) == 5
+
+
+@pytest.mark.parametrize("table", ["B_headline", "B_ladder", "B_priors"])
+def test_the_tables_of_appendix_b_are_complete(table):
+    assert read_rows(paths.ROOT / "figures" / f"{table}.csv").keys() == ladder.jobs(table).keys()
+
+
+@pytest.mark.parametrize("rung", ladder.RUNGS)
+def test_a_rung_trains_on_one_split_and_is_scored_on_the_other(rung, random_images, monkeypatch):
+    splits = []
+    x = {"train": random_images(4), "validation": random_images(3, seed=1)}
+    monkeypatch.setattr(ladder, "load_mnist", lambda split: splits.append(split) or Images(x[split], torch.zeros(3)))
+    monkeypatch.setitem(ladder.RUNGS, rung, replace(ladder.RUNGS[rung], n_epochs=1))
+    monkeypatch.setattr(ladder, "seconds_of_conv_epoch", lambda: 2.0)
+    row = ladder.row(rung, seed=3)
+    assert set(splits) == {"train", "validation"}
+    assert (row["rung"], row["seed"], row["iw_images"]) == (rung, 3, 3)
+    assert 300 < row["validation_neg_elbo"] < 700  # coin tosses, by a model that has seen four images
 
 
 @pytest.mark.parametrize("architecture", VAES)

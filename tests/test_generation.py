@@ -9,8 +9,11 @@ from torch.distributions import Normal
 from torch.testing import assert_close
 
 from tme_utils import data, generation, paths
+from tme_utils.checkpoints import shipped_model
 from tme_utils.generation import DigitClassifier, divergence_from_prior, features, frechet_distance, recognised
+from tme_utils.metrics import posterior_parameters
 from tme_utils.training import seeded
+from tme_utils.vae import StandardNormal, mlp_vae, reparameterize
 
 F64 = torch.float64
 
@@ -92,6 +95,27 @@ def test_a_missing_classifier_is_trained_saved_and_loaded_again(monkeypatch, tmp
     assert torch.equal(weights(generation.shipped_classifier()), weights(by_hand))
     monkeypatch.setattr(generation, "fit_classifier", None)  # a second training would fail
     assert torch.equal(weights(generation.shipped_classifier()), weights(by_hand))
+
+
+def test_the_shipped_flow_gains_on_codes_of_test_images_and_is_not_fitted_again(monkeypatch, mnist_test):
+    monkeypatch.setattr(generation, "fit_prior", None)
+    flow, seconds = generation.shipped_prior()
+    codes = posterior_parameters(shipped_model("residual_32d")[0], mnist_test.x[:1000])
+    z = reparameterize(*codes, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (flow.log_prob(z) - StandardNormal().log_prob(z)).mean() > 1
+    assert seconds > 0
+
+
+def test_a_missing_flow_is_fitted_saved_and_loaded_again(monkeypatch, tmp_path, random_images, weights):
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(generation, "shipped_model", lambda _: (mlp_vae(32, (8,)), None))
+    monkeypatch.setattr(data, "load_mnist", lambda _: data.Images(random_images(9), torch.zeros(9)))
+    flow, seconds = generation.shipped_prior()
+    monkeypatch.setattr(generation, "fit_prior", None)
+    again, same = generation.shipped_prior()
+    assert torch.equal(weights(flow), weights(again))
+    assert seconds == same
 
 
 @torch.no_grad()
