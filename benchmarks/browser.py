@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import nbformat
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 NAMES = (
     *("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"),
@@ -116,9 +118,16 @@ def run_all(page: Page, address: str, notebook: str, where: str = "lab/tree") ->
     page.goto(f"{address}/{where}/{notebook}?reset")
     idle = page.get_by_text("| Idle") if where.startswith("lab") else page.locator(".jp-NotebookKernelStatus-fade")
     idle.wait_for(timeout=120_000)  # before its kernel is there, a notebook runs nothing
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
-    explorer = page.locator(".tme-explorer").first
+    explorer, ran = (
+        page.locator(".tme-explorer").first,
+        page.locator(".jp-InputPrompt", has_text=re.compile(r"\[[*\d]")),
+    )
+    for _ in range(3):  # a kernel that has just begun may lose the command
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+        with contextlib.suppress(PlaywrightTimeout):
+            ran.first.wait_for(timeout=60_000)
+            break
     explorer.wait_for(timeout=300_000)  # a whole notebook may stand above it
     explorer.scroll_into_view_if_needed()
     return explorer
