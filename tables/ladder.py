@@ -2,7 +2,7 @@
 
 Every rung is ``residual_vae`` with one change, trained on the first 50,000 images, binarised anew at every epoch, for
 about as long as the first rung, and scored on the 10,000 set aside, binarised once; the test images are not loaded.
-The headline's models use what helped, train on all 60,000 and are scored on the test images.
+The headline's recipe was settled before; its models train on all 60,000 and are scored on the test images.
 
 Rows go to ``figures/<table>.csv``; those already there are not computed again.
 """
@@ -55,7 +55,7 @@ RUNGS = {
     "half as wide again": replace(PLAIN, build=partial(residual_vae, channels=(48, 96)), n_epochs=3),
     "warped strokes": replace(PLAIN, objective=replace(PLAIN.objective, warp=0.1)),
 }
-# What helped, for the time that the residual model of 03_literature took.
+# About the time that the residual model of 03_literature took.
 BEST = SHIPPED["flow_32d"]
 HEADLINE = [
     Configuration(name, 32, seed, recipe, iw_samples=100, objective=BEST.objective)
