@@ -3,13 +3,21 @@
 import gzip
 import shutil
 import struct
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from torchvision.datasets import MNIST
 
-from tme_utils import paths
+from tme_utils import paths, plots
 from tme_utils.data import Images, binarise, display_batch, load_images, load_mnist
+from tme_utils.explorer import LatentExplorer
+from tme_utils.metrics import posterior_parameters, recon_scale
+from tme_utils.training import Recipe, fit
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
+CLOTHES = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 
 
 def test_the_splits_are_the_files_parts_in_their_order(mnist_train, mnist_test):
@@ -80,6 +88,22 @@ def test_files_of_another_kind_are_refused(changed, message, tmp_path):
     write_set(tmp_path, **{"images": torch.zeros(4, 28, 28), "labels": torch.zeros(4)} | changed)
     with pytest.raises(ValueError, match=message):
         load_images("train", tmp_path)
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason="needs Fashion-MNIST: apt-get install dataset-fashion-mnist")
+def test_clothes_go_from_their_files_through_training_plots_and_explorer(build, tmp_path):
+    train, test = load_images("train", FASHION), load_images("test", FASHION)
+    assert (len(train.x), test.y.bincount().tolist()) == (50_000, [1000] * 10)
+    model = build()
+    history = fit(model, train.x[:10_000], test.x[:1_000], Recipe(n_epochs=2, batch_size=32), progress=False)
+    floor, baseline = recon_scale(train.x, test.x)
+    assert floor < history.rows[-1]["held_out_recon"] < baseline
+    x, y = test.x[:500], test.y[:500]
+    _, ax = plt.subplots()
+    plots.latent_scatter(ax, posterior_parameters(model, x)[0], y, class_names=CLOTHES)
+    assert {text.get_text() for text in ax.texts} >= set(CLOTHES)
+    page = LatentExplorer(model, x, y, class_names=CLOTHES).to_html(tmp_path / "clothes.html").read_text()
+    assert all(f'"{name}"' in page for name in CLOTHES)
 
 
 def test_an_unknown_split_is_told_with_the_known_ones():

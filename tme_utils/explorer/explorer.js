@@ -135,6 +135,7 @@ async function render({ model, el }) {
   const sliders = findAll(".sliders input");
   const bars = Object.entries(quantiles).map(([name, values]) => drawBar(find(`.${name} svg`), values));
   const cells = Object.keys(quantiles).map((name) => findAll(`.${name} > td`));
+  const output = find(".output");
 
   let code = Array.from({ length: latentDim }, () => 0); // the point, where it is no point of a plane
   let chosen = null; // the image x, its q(z|x), the KL of each coordinate, ε, and the quadrature that runs
@@ -211,7 +212,7 @@ async function render({ model, el }) {
     const { x, q, kl } = chosen;
     const costs = pixelCosts(logits, x);
     const recon = total(costs);
-    paint(find(".heat"), costs, heat);
+    if (output.matches(":hover, :focus")) paint(find(".heat"), costs, heat);
     const eps = z.map((value, j) => (value - q.mu[j]) / q.std[j]);
     const distance = Math.hypot(...eps);
     const isDraw = distance <= FAR + Math.sqrt(latentDim);
@@ -345,6 +346,7 @@ async function render({ model, el }) {
     input.addEventListener("input", () => goTo(point().with(input.name.slice(1) - 1, input.valueAsNumber)));
   }
   const onClick = (selector, action) => find(selector)?.addEventListener("click", action);
+  for (const name of ["pointerenter", "focus"]) output.addEventListener(name, update); // the heat is there now
   onClick(".noise", () => drawNoise());
   onClick(".prior", () => goTo(drawn()));
   onClick(".again", drawPixels);
