@@ -733,13 +733,22 @@ def drag(page, handle, distance):
     page.mouse.up()
 
 
-def test_all_explorers_of_notebook_05_are_alive_in_jupyterlab(browser, vaes, twenty, mnist_test, tmp_path):
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A folder, and the address of a JupyterLab that serves it."""
+    folder = tmp_path_factory.mktemp("lab")
+    with jupyter_lab(folder) as address:
+        yield folder, address
+
+
+def test_all_explorers_of_notebook_05_are_alive_in_jupyterlab(browser, vaes, twenty, mnist_test, lab):
+    folder, address = lab
     notebook = nbformat.read(paths.ROOT / "notebooks" / "05_latent_exploration.ipynb", as_version=4)
     heads = [i for i, cell in enumerate(notebook.cells) if cell.source.startswith("## ")]
     explorers = next(i for i in heads if notebook.cells[i].source.startswith("## 6. Under your hand"))
     del notebook.cells[heads[0] : explorers]  # nbval runs them all
-    nbformat.write(notebook, tmp_path / "05_latent_exploration.ipynb")
-    with jupyter_lab(tmp_path) as address, opened(browser) as page:
+    nbformat.write(notebook, folder / "05_latent_exploration.ipynb")
+    with opened(browser) as page:
         explorer = run_all(page, address, "05_latent_exploration.ipynb")
         assert explorer.locator(".sliders input").count() == 0  # Jupyter's sliders stand above
         handles = page.locator(".noUi-handle")  # two sliders of the kernel's version, then two of the browser's
@@ -787,11 +796,13 @@ explorers = [LatentExplorer(mlp_vae(2, [8]), torch.rand(20, 1, 28, 28), torch.ar
 
 
 @pytest.mark.parametrize("where", ["lab/tree", "notebooks"])
-def test_two_explorers_in_jupyterlab_and_notebook_7_are_apart_and_keep_their_keys(where, browser, tmp_path):
-    write_notebook(tmp_path / "two.ipynb", TWO, "explorers[0]", "explorers[1]")
+def test_two_explorers_in_jupyterlab_and_notebook_7_are_apart_and_keep_their_keys(where, browser, lab):
+    folder, address = lab
+    name = f"two_{where[:3]}.ipynb"  # each has a kernel of its own
+    write_notebook(folder / name, TWO, "explorers[0]", "explorers[1]")
     # Notebook 7 complains of a schema of its own: its console is not ours.
-    with jupyter_lab(tmp_path) as address, closing(browser.new_page(viewport={"width": 1300, "height": 1000})) as page:
-        run_all(page, address, "two.ipynb", where)
+    with closing(browser.new_page(viewport={"width": 1300, "height": 1000})) as page:
+        run_all(page, address, name, where)
         page.locator(".tme-explorer").nth(1).wait_for()
         page.locator(".tme-explorer").nth(1).scroll_into_view_if_needed()
         ids = page.locator(".tme-explorer [id]").evaluate_all("all => all.map(e => e.id)")

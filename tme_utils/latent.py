@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tme_utils.vae import as_int, gaussian_log_prob, must_end_in, one_shape
 
-BLOCK = 1_000_000  # numbers at once: 8 MB in float64; four times as many take three times as long for each
+BLOCK = 250_000  # numbers at once: 2 MB in float64, which stay in the cache and need no new pages
 N_SIDE = 28
 NEGLIGIBLE = -60.0  # log of a share of the largest term: sixty thousand such terms change no digit of a float64
 SMALL_ANGLE = 1e-4  # radians; below it the arc and its chord differ by less than 1e-9 of their length
@@ -120,7 +120,7 @@ def aggregated_log_prob(
         log_probs = part @ coefficients
         top = log_probs.amax(dim=1, keepdim=True)
         # What is left out changes nothing, and exp takes ten times as long where its result is denormal.
-        shares = torch.exp((log_probs - top).clamp(min=NEGLIGIBLE))
+        shares = (log_probs - top).clamp_(min=NEGLIGIBLE).exp_()
         parts.append(top[:, 0] + shares.sum(dim=1).log())
     return (torch.cat(parts).reshape(z.shape[:-1]) - math.log(len(mu))).to(z)
 
