@@ -29,7 +29,8 @@ if importlib.util.find_spec("tme_utils") is None:
         source = REPOSITORY or "where this notebook comes from"
         raise ModuleNotFoundError(f"tme_utils is missing: set FETCH = True, or get the repository from {{source}}")
     pip = [sys.executable, "-m", "pip"]
-    subprocess.run(["git", "clone", "--depth=1", REPOSITORY, "lesson"], check=True)
+    if not Path("lesson").is_dir():
+        subprocess.run(["git", "clone", "--depth=1", REPOSITORY, "lesson"], check=True)
     Path("installed.txt").write_bytes(subprocess.run([*pip, "freeze"], stdout=subprocess.PIPE, check=True).stdout)
     subprocess.run([*pip, "install", "--quiet", "--constraint", "installed.txt", "./lesson"], check=True)
 if Path("lesson/notebooks").is_dir():
