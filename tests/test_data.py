@@ -102,7 +102,7 @@ def test_clothes_go_from_their_files_through_training_plots_and_explorer(build, 
     _, ax = plt.subplots()
     plots.latent_scatter(ax, posterior_parameters(model, x)[0], y, class_names=CLOTHES)
     assert {text.get_text() for text in ax.texts} >= set(CLOTHES)
-    page = LatentExplorer(model, x, y, class_names=CLOTHES).to_html(tmp_path / "clothes.html").read_text()
+    page = LatentExplorer(model, x, y, class_names=CLOTHES).to_html(tmp_path / "clothes.html").read_text("utf-8")
     assert all(f'"{name}"' in page for name in CLOTHES)
 
 

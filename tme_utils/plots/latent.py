@@ -48,10 +48,12 @@ def latent_scatter(
     ax.scatter(mu[:, 0], mu[:, 1], c=np.array(palette)[y], s=4, alpha=0.5, linewidths=0, rasterized=True)
     labels = np.unique(y)
     if places is None:
-        centres = _apart(np.array([np.median(mu[y == label], axis=0) for label in labels]), 0.15 * limit)
+        medians = np.array([np.median(mu[y == label], axis=0) for label in labels])
+        room = limit * (np.array([0.25, 0.1]) if class_names else np.array([0.15, 0.15]))  # of a name
+        centres = _apart(medians / room) * room
     else:
         centres = np.array([places[label] for label in labels.tolist()])
-    size, alpha = (14, 0.9) if places is None else (10, 0.625)
+    size, alpha = (14, 0.9) if places is None and not class_names else (10, 0.625)
     shape = "round,pad=0.2" if class_names else "circle,pad=0.2"
     for label, (z1, z2) in zip(labels, centres.tolist(), strict=True):
         box = {"facecolor": palette[label], "edgecolor": "black", "boxstyle": shape, "alpha": alpha}
@@ -70,15 +72,15 @@ def latent_scatter(
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel=axis_names[0], ylabel=axis_names[1])
 
 
-def _apart(points: Codes, distance: float) -> Codes:
-    """Push points that are closer than ``distance`` away from one another, so that their names stay legible."""
+def _apart(points: Codes) -> Codes:
+    """Push points that are closer than 1 away from one another, so that their names stay legible."""
     if np.ptp(points, axis=0).max() < 1e-3:  # of a collapsed model: no direction to push in
         angle = np.linspace(0, 2 * np.pi, len(points), endpoint=False)
-        points = points + 1e-2 * distance * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        points = points + 1e-2 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     for _ in range(200):
         gap = points[:, None] - points
         length = np.linalg.norm(gap, axis=-1, keepdims=True)
-        points = points + np.where(length < distance, 0.1 * gap / np.maximum(length, 1e-9), 0).sum(axis=1)
+        points = points + np.where(length < 1, 0.1 * gap / np.maximum(length, 1e-9), 0).sum(axis=1)
     return points
 
 
