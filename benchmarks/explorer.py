@@ -30,7 +30,7 @@ from benchmarks.browser import jupyter_lab, open_browser, run_all, write_noteboo
 from tme_utils.checkpoints import shipped_model
 from tme_utils.data import load_mnist
 from tme_utils.explorer import LatentExplorer, front_end_script, pack_networks
-from tme_utils.study import save_table
+from tme_utils.study import allowed_cores, processor, save_table
 from tme_utils.vae import VAE, elbo_terms, kl_per_dim
 
 N_IMAGES = 2000
@@ -174,6 +174,8 @@ def measure(
         "mu_from_torch": float(f"{from_torch.mu:.2g}"),
         "nats_from_torch": round(from_torch.nats, 3),
         "page_megabytes": round(html.stat().st_size / 1e6, 2),
+        "processor": processor(),
+        "cores": allowed_cores(),
     }
 
 

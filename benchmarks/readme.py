@@ -127,6 +127,7 @@ def explorer_table(table: pd.DataFrame) -> str:
         "largest difference from torch (grey levels of 255)",
         "the same of a loss (nats)",
         "page (MB)",
+        "processor",
     ]
     lines = [
         [
@@ -137,6 +138,7 @@ def explorer_table(table: pd.DataFrame) -> str:
             f"{row.grey_levels_from_torch:.2f}",
             f"{row.nats_from_torch:.3f}",
             f"{row.page_megabytes:.1f}",
+            f"{row.processor}, {row.cores} cores",
         ]
         for row in table.itertuples()
     ]

@@ -49,8 +49,8 @@ def latent_scatter(
     labels = np.unique(y)
     if places is None:
         medians = np.array([np.median(mu[y == label], axis=0) for label in labels])
-        room = limit * (np.array([0.25, 0.1]) if class_names else np.array([0.15, 0.15]))  # of a name
-        centres = _apart(medians / room) * room
+        stretch, distance = (np.array([2.5, 1.0]), 0.1) if class_names else (1.0, 0.15)  # words are wider than high
+        centres = _apart(medians / stretch, distance * limit) * stretch
     else:
         centres = np.array([places[label] for label in labels.tolist()])
     size, alpha = (14, 0.9) if places is None and not class_names else (10, 0.625)
@@ -72,15 +72,15 @@ def latent_scatter(
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel=axis_names[0], ylabel=axis_names[1])
 
 
-def _apart(points: Codes) -> Codes:
-    """Push points that are closer than 1 away from one another, so that their names stay legible."""
+def _apart(points: Codes, distance: float) -> Codes:
+    """Push points that are closer than ``distance`` away from one another, so that their names stay legible."""
     if np.ptp(points, axis=0).max() < 1e-3:  # of a collapsed model: no direction to push in
         angle = np.linspace(0, 2 * np.pi, len(points), endpoint=False)
-        points = points + 1e-2 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        points = points + 1e-2 * distance * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     for _ in range(200):
         gap = points[:, None] - points
         length = np.linalg.norm(gap, axis=-1, keepdims=True)
-        points = points + np.where(length < 1, 0.1 * gap / np.maximum(length, 1e-9), 0).sum(axis=1)
+        points = points + np.where(length < distance, 0.1 * gap / np.maximum(length, 1e-9), 0).sum(axis=1)
     return points
 
 
