@@ -23,6 +23,8 @@ class FullGaussian(Prior, nn.Module):
     def __init__(self, z: Float[Tensor, "n d"]) -> None:
         """Take the moments of the codes."""
         super().__init__()
+        if z.dim() != 2 or len(z) <= z.shape[1]:
+            raise ValueError(f"need more codes than each has coordinates, (n, d), got {(*z.shape,)}")
         self.mean, self.root = nn.Buffer(z.mean(dim=0)), nn.Buffer(torch.linalg.cholesky(z.T.cov()))
 
     def log_prob(self, z: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
@@ -52,7 +54,7 @@ class Flow(Prior, nn.Module):
         half, odd = divmod(as_int("latent_dim", latent_dim), 2)
         if odd:
             raise ValueError(f"latent_dim must be even, got {latent_dim}")
-        self.latent_dim = 2 * half
+        self.latent_dim, hidden = 2 * half, as_int("hidden", hidden)
         self.networks = nn.ModuleList()
         for _ in range(as_int("n_couplings", n_couplings)):
             last = nn.Linear(hidden, 2 * half)
@@ -113,7 +115,7 @@ def fit_prior(
     if not isinstance(prior, nn.Module) or not list(prior.parameters()):
         raise ValueError(f"prior must be a module with parameters to learn, got {type(prior).__name__}")
     generator = torch.Generator(mu.device).manual_seed(seed)
-    n_steps = as_int("n_epochs", n_epochs) * math.ceil(len(mu) / batch_size)
+    n_steps = as_int("n_epochs", n_epochs) * math.ceil(len(mu) / as_int("batch_size", batch_size))
     optimizer = torch.optim.Adam(prior.parameters(), max_lr)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, n_steps)
     start = time.perf_counter()
@@ -151,6 +153,15 @@ class Sharper(Objective):
     moved: float = 0.7
     warm_up: float = 0.0
     low_precision: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the numbers, and give each its one type, as :class:`tme_utils.training.Recipe` does."""
+        for name, least in [("n_samples", 1), ("shift", 0)]:
+            object.__setattr__(self, name, as_int(name, getattr(self, name), least))
+        for name in ("share", "warp", "moved", "warm_up"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if not (0 <= self.warp < math.inf and all(0 <= share <= 1 for share in (self.share, self.moved, self.warm_up))):
+            raise ValueError(f"need finite warp >= 0, and share, moved and warm_up in [0, 1], got {self}")
 
     def augment(self, x: Float[Tensor, "b 1 28 28"], generator: torch.Generator, done: float) -> Tensor:
         """The images, each moved its own way."""
