@@ -14,7 +14,7 @@ import pandas as pd
 from tme_utils import paths
 from tme_utils.training import Recipe
 
-MODEL = ["architecture", "latent_dim", "trained_on", "n_epochs", "max_lr", "n_parameters"]
+MODEL = ["architecture", "latent_dim", "trained_on", "n_epochs", "max_lr", "n_parameters", "objective"]
 SCORES = {
     "test_recon": "recon",
     "test_kl": "KL",
@@ -39,11 +39,12 @@ def results_table(table: pd.DataFrame, published: pd.DataFrame) -> str:
         published: ``source``, ``network``, ``latent_dim``, ``test_images``, ``epochs``, ``measure``, ``nats``.
     """
     lines = []
-    for model, rows in table.groupby(MODEL, sort=False):
+    for model, rows in table.groupby(MODEL, sort=False, dropna=False):
         most = rows[rows["iw_samples"] == rows["iw_samples"].max()]  # the tightest bound says most
         each = rows.drop_duplicates("seed")
-        name, d, images, n_epochs, max_lr, n_parameters = model
+        name, d, images, n_epochs, max_lr, n_parameters, objective = model
         name += "" if max_lr == Recipe().max_lr else f", rate {max_lr}"
+        name += "" if pd.isna(objective) else " (appendix B)"
         line = [
             name,
             str(d),
