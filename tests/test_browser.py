@@ -496,6 +496,7 @@ def test_a_dot_that_is_clicked_and_a_neighbour_go_through_the_model_and_the_heat
     assert not heat.is_visible()
     page.locator(".output").focus()
     assert heat.is_visible()
+    settled(page)
     green = torch.tensor(heat.evaluate(PIXELS.replace("i % 4 == 0", "i % 4 == 1")))
     probs = (1 - grey(page) / 255).clamp(0.02, 0.98)
     costs = -(x * probs.log() + (1 - x) * (1 - probs).log())
@@ -527,7 +528,7 @@ def test_the_film_shows_each_epochs_dots_and_digits_and_a_hand_ends_it(browser, 
         assert torch.corrcoef(torch.stack([rebuilt.flatten(), originals.flatten()]))[0, 1] > 0.7
         mouse_path(page, ".pad", (0.5, 0.5))
         assert page.locator(".film").get_attribute("open") is None
-        assert page.locator(".pad text.name").first.is_visible()
+        page.locator(".pad text.name").first.wait_for()  # the film hears of its end a moment later
 
 
 @pytest.fixture(scope="module")
