@@ -1,6 +1,7 @@
 """Drawings are looked at through their artists and their files, never by eye; each is rendered, without a warning."""
 
 import io
+import itertools
 from statistics import NormalDist
 from types import SimpleNamespace
 
@@ -245,6 +246,15 @@ def test_classes_of_any_number_and_first_label_are_named_apart(y, spread):
     assert len({(round(z1, 2), round(z2, 2)) for z1, z2 in shown.values()}) == len(shown)
     colours = ax.collections[0].get_facecolors()
     assert len(np.unique(colours, axis=0)) == len(shown)
+
+
+def test_names_as_long_as_words_cover_one_another_nowhere():
+    mu = np.random.default_rng(0).normal(size=(10, 2))
+    fig, ax = plt.subplots(figsize=(6, 6))
+    plots.latent_scatter(ax, mu, np.arange(10), class_names=["ankle boot"] * 10)
+    fig.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts if "%" not in text.get_text()]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_the_circles_hold_the_mass_that_they_name_beside_the_classes(generator):

@@ -49,7 +49,7 @@ def latent_scatter(
     labels = np.unique(y)
     if places is None:
         medians = np.array([np.median(mu[y == label], axis=0) for label in labels])
-        stretch, distance = (np.array([2.5, 1.0]), 0.1) if class_names else (1.0, 0.15)  # words are wider than high
+        stretch, distance = (np.array([5.0, 1.0]), 0.12) if class_names else (1.0, 0.15)  # words are wider than high
         centres = _apart(medians / stretch, distance * limit) * stretch
     else:
         centres = np.array([places[label] for label in labels.tolist()])
