@@ -9,12 +9,16 @@ Rows go to ``figures/<table>.csv``; those already there are not computed again.
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tme_utils import paths
 from tme_utils.architectures import flow_vae, residual_vae
@@ -39,6 +43,38 @@ class Rung:
     objective: Sharper
     n_epochs: int = 5
     build: Callable[[], VAE] = residual_vae
+    around: Callable[[VAE], AbstractContextManager[None]] = nullcontext  # the training
+
+
+@contextmanager
+def averaging(model: VAE) -> Iterator[None]:
+    """Leave the model with an exponential average of its weights, over about the last two hundred steps."""
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
+    hook = register_optimizer_step_post_hook(lambda *_: averaged.update_parameters(model))
+    try:
+        yield
+    finally:
+        hook.remove()
+    model.load_state_dict(averaged.module.state_dict())
+
+
+@contextmanager
+def muon(model: VAE) -> Iterator[None]:
+    """Let Muon move the matrices of linear layers, at the rate at which Adam moves all else. Source: Jordan (2024)."""
+    matrices = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
+    optimizer = torch.optim.Muon(matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+
+    def before(adam: torch.optim.Optimizer, *_: Any) -> None:
+        if adam is not optimizer:
+            optimizer.param_groups[0]["lr"] = adam.param_groups[0]["lr"]
+            optimizer.step()
+            optimizer.zero_grad()  # leaves nothing of them to Adam
+
+    hook = register_optimizer_step_pre_hook(before)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 PLAIN = Rung(Sharper(sticking=False, low_precision=True))  # the ELBO
@@ -54,18 +90,19 @@ RUNGS = {
     "KL warm-up": replace(PLAIN, objective=replace(PLAIN.objective, warm_up=0.3)),
     "half as wide again": replace(PLAIN, build=partial(residual_vae, channels=(48, 96)), n_epochs=3),
     "warped strokes": replace(PLAIN, objective=replace(PLAIN.objective, warp=0.1)),
+    "averaged weights": replace(PLAIN, around=averaging),
+    "Muon": replace(PLAIN, around=muon, n_epochs=3),
 }
 BEST = SHIPPED["flow_32d"]
-HEADLINE = [
-    Configuration("residual_flow", 32, SEED, BEST.recipe, 100, BEST.objective),
-    *(  # 19 epochs take as many minutes, 30 are as many as the residual model of 03_literature has
-        Configuration(
-            "residual", 32, SEED, replace(BEST.recipe, n_epochs=n), 100, Sharper(share=0.15, low_precision=low)
-        )
-        for n, low in [(19, True), (30, False)]
-    ),
+HEADLINE = [  # N(0, I) for as many epochs as the residual model of 03_literature
+    Configuration(name, 32, seed, replace(BEST.recipe, n_epochs=n_epochs), 100, objective)
+    for seed in range(3)
+    for name, n_epochs, objective in [
+        ("residual_flow", BEST.recipe.n_epochs, BEST.objective),
+        ("residual", 30, Sharper(share=0.15)),
+    ]
 ]
-MORE_SAMPLES = [replace(configuration, iw_samples=1000) for configuration in (HEADLINE[0], HEADLINE[-1])]
+MORE_SAMPLES = [replace(HEADLINE[i], iw_samples=n_samples) for i, n_samples in [(0, 1000), (1, 1000)]]
 
 
 def seconds_of_conv_epoch() -> float:
@@ -73,6 +110,16 @@ def seconds_of_conv_epoch() -> float:
     x = load_mnist("train").x[: 128 * N_STEPS]
     _, first, second = fit(conv_vae(), x, x[:1], Recipe(n_epochs=2), progress=False).rows
     return (second["seconds"] - first["seconds"]) * 60_000 / len(x)  # the first few steps take longer
+
+
+def scores(model: VAE, images: Tensor, seed: int, prefix: str = "") -> dict[str, Any]:
+    """The −ELBO and its terms on images binarised once, and the importance-weighted score of the first of them."""
+    x = binarise(images, torch.Generator().manual_seed(seed))
+    terms = evaluate(model, x, seed=seed).averages()
+    log_lik = importance_weighted_log_likelihood(model, x[:N_IMAGES], N_SAMPLES, torch.Generator().manual_seed(seed))
+    found = {f"{prefix}{term}": round(value, 4) for term, value in terms.items()}
+    found["iw_nll"] = round(-log_lik.double().mean().item(), 4)
+    return found | {"iw_samples": N_SAMPLES, "iw_images": len(log_lik)}
 
 
 def row(step: str, seed: int) -> dict[str, Any]:
@@ -83,15 +130,12 @@ def row(step: str, seed: int) -> dict[str, Any]:
         model = rung.build()
     unit = seconds_of_conv_epoch()
     recipe = Recipe(n_epochs=rung.n_epochs, binarised=True)
-    history = fit(model, x_train, x_validation[:1], recipe, seed=seed, objective=rung.objective, progress=False)
+    with rung.around(model):
+        history = fit(model, x_train, x_validation[:1], recipe, seed=seed, objective=rung.objective, progress=False)
     if history.interrupted:
         raise KeyboardInterrupt
     found: dict[str, Any] = {"rung": step, "seed": seed, "n_epochs": rung.n_epochs, "n_parameters": model.n_parameters}
-    x = binarise(x_validation, torch.Generator().manual_seed(seed))
-    terms = evaluate(model, x, seed=seed).averages()
-    found |= {f"validation_{term}": round(value, 3) for term, value in terms.items()}
-    log_lik = importance_weighted_log_likelihood(model, x[:N_IMAGES], N_SAMPLES, torch.Generator().manual_seed(seed))
-    found |= {"iw_nll": round(-log_lik.double().mean().item(), 3), "iw_samples": N_SAMPLES, "iw_images": len(log_lik)}
+    found |= scores(model, x_validation, seed, "validation_")
     seconds = history.rows[-1]["seconds"]
     found |= {"minutes": round(seconds / 60, 2), "conv_epochs": round(seconds / unit, 1)}
     return found | {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
@@ -133,12 +177,7 @@ def priors(name: str) -> dict[str, Any]:
     tensors = [*model.prior.parameters(), *model.prior.buffers()] if isinstance(model.prior, torch.nn.Module) else []
     found: dict[str, Any] = {"prior": name, "minutes": round(seconds / 60, 2)}
     found |= {"n_parameters": sum(tensor.numel() for tensor in tensors)}
-    x = binarise(test.x, torch.Generator().manual_seed(SEED))
-    found |= {term: round(value, 4) for term, value in evaluate(model, x, seed=SEED).averages().items()}
-    with torch.no_grad():
-        x = x[:N_IMAGES]
-        log_lik = importance_weighted_log_likelihood(model, x, N_SAMPLES, torch.Generator().manual_seed(SEED))
-    found |= {"iw_nll": round(-log_lik.double().mean().item(), 4), "iw_samples": N_SAMPLES, "iw_images": len(x)}
+    found |= scores(model, test.x, SEED)
     found |= generation_scores(model, train.x, test.x, seed=SEED)
     found["divergence_from_prior"] = round(divergence_from_prior(*codes, seed=SEED + 1), 4)
     return found | {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}

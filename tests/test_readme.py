@@ -41,11 +41,12 @@ def cells(table):
 
 def test_a_model_is_a_line_with_mean_and_spread_and_a_published_number_stands_under_its_measure(results, published):
     sharper = results.iloc[[1]].assign(objective="Sharper()")
-    heads, rule, line, other, *others = cells(readme.results_table(pd.concat([results, sharper]), published))
+    tighter = results.iloc[[0]].assign(iw_samples=5000, iw_nll=89.5)
+    heads, rule, line, other, *others = cells(readme.results_table(pd.concat([results, sharper, tighter]), published))
     assert heads == readme.HEADS
     assert set(rule) == {"---"}
     assert line[:7] == ["conv, rate 0.008", "20", "grey", "10", "12,345", "50", "2"]
-    assert line[7:] == ["71.0 ± 1.41", "25.0 ± 0.00", "95.0 ± 0.00", "93.0 ± 0.00", "90.5 ± 0.71 (100)"]
+    assert line[7:] == ["71.0 ± 1.41", "25.0 ± 0.00", "95.0 ± 0.00", "93.0 ± 0.00", "89.5 (5,000); 90.5 ± 0.71 (100)"]
     assert (other[0], other[6], other[-1]) == ("conv, rate 0.008 (appendix B)", "1", "90.0 (100)")
     settings = ["*a paper: MLP*", "50", "dynamically binarised", "3280", "", "", ""]
     assert others[0] == [*settings, "", "", "", "", "86.76 (5,000)"]
