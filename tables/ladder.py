@@ -43,7 +43,7 @@ class Rung:
     objective: Sharper
     n_epochs: int = 5
     build: Callable[[], VAE] = residual_vae
-    around: Callable[[VAE], AbstractContextManager[None]] = nullcontext  # the training
+    around: Callable[[VAE], AbstractContextManager[object]] = nullcontext  # the training
 
 
 @contextmanager
