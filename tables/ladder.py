@@ -102,7 +102,7 @@ HEADLINE = [  # N(0, I) for as many epochs as the residual model of 03_literatur
         ("residual", 30, Sharper(share=0.15)),
     ]
 ]
-MORE_SAMPLES = [replace(HEADLINE[i], iw_samples=n_samples) for i, n_samples in [(0, 1000), (1, 1000)]]
+MORE_SAMPLES = [replace(HEADLINE[i], iw_samples=n_samples) for i, n_samples in [(0, 1000), (1, 1000), (0, 5000)]]
 
 
 def seconds_of_conv_epoch() -> float:
