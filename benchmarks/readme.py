@@ -59,8 +59,8 @@ def results_table(table: pd.DataFrame, published: pd.DataFrame) -> str:
             str(len(each)),
         ]
         line += [_mean(each[score]) for score in SCORES if score != "iw_nll"]
-        by_samples = dict(list(rows.groupby("iw_samples")["iw_nll"])[::-1])
-        of_most_seeds = max(by_samples, key=lambda n_samples: len(by_samples[n_samples]))
+        by_samples = dict(list(rows.groupby("iw_samples")["iw_nll"]))
+        of_most_seeds = max(by_samples, key=lambda n_samples: (len(by_samples[n_samples]), n_samples))
         shown = sorted({max(by_samples), of_most_seeds}, reverse=True)  # the tightest bound, and that with a spread
         line.append("; ".join(f"{_mean(by_samples[n_samples])} ({n_samples:,})" for n_samples in shown))
         lines.append(line)
