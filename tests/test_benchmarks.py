@@ -8,6 +8,7 @@ from dataclasses import replace
 import nbformat
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks import browser, training
 from benchmarks.explorer import CELL, MODELS
@@ -16,7 +17,7 @@ from tme_utils import paths
 from tme_utils.architectures import VAES
 from tme_utils.data import Images
 from tme_utils.study import allowed_cores, read_rows, result_row
-from tme_utils.training import History, Recipe
+from tme_utils.training import History, Recipe, fit
 from tme_utils.vae import ElboTerms
 
 IMAGES, SEARCHED = "03_literature_images", "03_literature_search"
@@ -99,6 +100,33 @@ def test_the_images_behind_a_row_have_its_coin_tosses_and_its_draws(build, rando
 @pytest.mark.parametrize("table", ["B_headline", "B_ladder", "B_priors"])
 def test_the_tables_of_appendix_b_are_complete(table):
     assert read_rows(paths.ROOT / "figures" / f"{table}.csv").keys() == ladder.jobs(table).keys()
+
+
+def test_averaged_weights_are_the_average_of_those_after_each_step(build, random_images, weights):
+    x, recipe, after = random_images(200), Recipe(n_epochs=1), []  # two steps
+    plain, averaged = build(), build()
+    hook = register_optimizer_step_post_hook(lambda *_: after.append(weights(plain).clone()))
+    fit(plain, x, x[:1], recipe, progress=False)
+    hook.remove()
+    with ladder.averaging(averaged):
+        fit(averaged, x, x[:1], recipe, progress=False)
+    first, second = after
+    assert torch.allclose(weights(averaged), first.lerp(second, 0.005), atol=1e-7)
+    assert not torch.allclose(weights(averaged), second, atol=1e-4)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon from 2.9 on")
+def test_muon_moves_a_matrix_alike_in_all_directions_and_leaves_the_rest_to_adam(build, random_images):
+    x, model, before = random_images(100), build(), build().state_dict()  # one step
+    with ladder.muon(model):
+        fit(model, x, x[:1], Recipe(n_epochs=1), progress=False)
+    moved = {name: value - before[name] for name, value in model.state_dict().items()}
+    for step in moved.values():
+        if step.dim() == 2:
+            sizes = torch.linalg.svdvals(step)
+            assert sizes.max() < 2 * sizes.median()
+        else:
+            assert torch.allclose(step.abs().max(), torch.tensor(Recipe().max_lr), rtol=1e-2)
 
 
 @pytest.mark.parametrize("rung", ladder.RUNGS)
