@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tme_utils.vae import VAE, as_int, bernoulli_log_prob, check_images, gaussian_log_prob, reparameterize
 
-MAX_DECODED = 1024  # images decoded at once: 3 MB of logits in float32, which stay in the cache
+MAX_DECODED = 256  # images decoded at once: 0.8 MB of logits in float32, which stay in the cache
 ORDER = 3  # points of a square along each axis: ReLU decoders have kinks, which more points would not follow
 MAX_LEVELS = 12  # of splitting a square in four: the smallest are 4096 times narrower than the first
 MAX_SQUARES = 5_000  # split at one level; beyond that the work stops, and the error estimate says what is left

@@ -116,7 +116,7 @@ def fit_prior(
         raise ValueError(f"prior must be a module with parameters to learn, got {type(prior).__name__}")
     generator = torch.Generator(mu.device).manual_seed(seed)
     n_steps = as_int("n_epochs", n_epochs) * math.ceil(len(mu) / as_int("batch_size", batch_size))
-    optimizer = torch.optim.Adam(prior.parameters(), max_lr)
+    optimizer = torch.optim.Adam(prior.parameters(), max_lr, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, n_steps)
     start = time.perf_counter()
     for _ in range(n_epochs):

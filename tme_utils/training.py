@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from tme_utils.vae import VAE, ElboTerms, as_int, check_images, elbo_terms
 
 N_CURVE = 10_000  # images of each set that are evaluated after every epoch, for the curves
-N_AT_ONCE = 1000  # images that an evaluation holds on the device
+N_AT_ONCE = 256  # images that an evaluation holds on the device: of more, convolutions in float64 leave the cache
 TINY = 1e-30  # what Adam's moments are set to zero below: an update by them changes no float32 weight
 _SEEDING = threading.RLock()
 
