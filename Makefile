@@ -83,12 +83,14 @@ $(PRACTICAL_VENV)/ready: pyproject.toml
 	touch $@
 
 # The environment: exact versions from environment.yml, the package itself in editable mode. uv installs them in a third
-# of pip's time; where it cannot be had, pip does. An interrupted installation has no file `ready` and begins again.
+# of pip's time; where it cannot be had, pip does. Both compile to bytecode at once: where Python may write none later, as
+# in many containers, each process would compile PyTorch anew. An interrupted installation has no `ready` and begins again.
 $(VENV)/ready: environment.yml pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; choose one with: make PYTHON=...")'
 	$(PYTHON) -m venv --clear $(VENV)
 	sed -n 's/^      - //p' environment.yml > $(VENV)/requirements.txt
 	$(BIN)/pip install --quiet uv || echo 'uv is not to be had: pip installs'
-	if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --quiet --python $(BIN)/python --requirement $(VENV)/requirements.txt; \
+	if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python \
+		--requirement $(VENV)/requirements.txt; \
 	else $(BIN)/pip install --quiet --requirement $(VENV)/requirements.txt; fi
 	touch $@
