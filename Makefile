@@ -9,6 +9,9 @@ LONGEST = 03_conv_vae 02_mlp_vae 05_latent_exploration
 # A copy (01_theory_and_kl-Copy1, with a space, ...) is its maker's own affair.
 NOTEBOOKS = $(LONGEST) $(filter-out $(LONGEST),$(sort $(shell ls notebooks | sed -n 's/^\([A-Za-z0-9_]*\)\.ipynb$$/\1/p')))
 CORES ?= $(shell nproc 2> /dev/null || sysctl -n hw.ncpu)
+# So many bytes of what a step frees, glibc keeps for the next one: new pages take up to a tenth of a convolutional step.
+export MALLOC_MMAP_THRESHOLD_ ?= 33554432
+export MALLOC_TRIM_THRESHOLD_ ?= 268435456
 export PRACTICAL_VENV ?= $(VENV)-practical
 HANDOUT ?= practical/handout
 comma := ,
